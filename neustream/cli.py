@@ -25,6 +25,7 @@ COMMANDS = {
     "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
     "serve": "Serve models over HTTP: OpenAI's routes, with promises.",
+    "cluster": "Say how the instances of a cluster are.",
     "client": "Ask a server, and say what became of the promise.",
     "bench": "Put load on a server, a service or a simulator.",
 }

@@ -31,13 +31,13 @@ Bools = NDArray[np.bool_]
 class Route:
     """Where a request goes. None: it waits at the head, until `wait_until` at the latest.
 
-    `fits`: whether a forecast says that it will be on time; None: nobody asked.
+    `forecast`: what would become of it there; None: nobody asked.
     """
 
     instance: str | None
     reason: str = ""
     wait_until: float | None = None
-    fits: bool | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neustream.core.forecasts import Forecast
+
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A request was sent to an instance (again, if `term` is not 1). `finish`: forecast seconds."""
+    """A request was sent to an instance (again, if `term` is not 1).
+
+    `seconds`: that it took to choose it; `forecast`: what the router says will become of it there.
+    """
 
     id: str
     term: int
@@ -15,7 +20,7 @@ class Routed:
     reason: str
     at: float
     seconds: float = 0.0
-    fits: bool | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class Placing:
         else:
             self._begin(one, instance, now)
         book.events.append(
-            Routed(one.id, one.term, instance.name, route.reason, now, seconds, route.fits)
+            Routed(one.id, one.term, instance.name, route.reason, now, seconds, route.forecast)
         )
 
     def _begin(self, one: Open, instance: Instance, now: float) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from neustream.cluster.foretold import Foretold
 from neustream.cluster.happenings import (
     Happening,
     Lost,
@@ -17,7 +18,7 @@ from neustream.cluster.happenings import (
     Succeeded,
     Unmoved,
 )
-from neustream.core.events import Ended
+from neustream.core.events import Emitted, Ended
 from neustream.engine.events import Record
 from neustream.engine.report import Report
 from neustream.engine.tally import Distribution
@@ -28,8 +29,7 @@ class ClusterReport(Report):
 
     Attributes:
         instance_s: seconds that instances were there, added up.
-        forecasts: of requests that were sent once, by what the router's forecast said (fits or
-            not) and whether they were on time.
+        foretold: what the router's forecasts said of requests, and what became of them.
     """
 
     def __init__(self, start: float = 0.0) -> None:
@@ -44,16 +44,15 @@ class ClusterReport(Report):
         self.downtime = Distribution()
         self.routing = Distribution()
         self.routed: Counter[str] = Counter()
-        self.forecasts: Counter[tuple[bool, bool]] = Counter()
+        self.foretold = Foretold()
         self.scaled: list[tuple[float, str, int]] = []
-        self._said: dict[str, bool] = {}
 
     def __call__(self, record: Record) -> None:
         super().__call__(record)
-        if isinstance(record, Ended):
-            said = self._said.pop(record.id, None)
-            if said is not None:
-                self.forecasts[said, record.on_time] += 1
+        if isinstance(record, Emitted):
+            self.foretold.emitted(record)
+        elif isinstance(record, Ended):
+            self.foretold.ended(record)
 
     def happened(self, event: Happening) -> None:
         """What happened in the cluster."""
@@ -62,8 +61,7 @@ class ClusterReport(Report):
                 self.routed[event.reason] += 1
                 if event.seconds:
                     self.routing.add(event.seconds * 1e6)
-                if event.fits is not None:
-                    self._said[event.id] = event.fits
+                self.foretold.routed(event)
             case Moved():
                 self.moves[event.reason] += 1
                 self.downtime.add(event.at - event.held_at)
@@ -85,14 +83,6 @@ class ClusterReport(Report):
     def to_dict(self) -> dict[str, Any]:
         """Also `cluster`: seconds, but `routing_us` in microseconds."""
         on_time = self.counts["on_time"]
-        said = {
-            ("fits" if fits else "does not fit"): {
-                "on_time": self.forecasts[fits, True],
-                "not_on_time": self.forecasts[fits, False],
-            }
-            for fits in (True, False)
-            if self.forecasts[fits, True] + self.forecasts[fits, False]
-        }
         told: dict[str, Any] = {
             "instance_s": self.instance_s,
             "instances": self.instance_s / self.duration if self.duration > 0 else 0.0,
@@ -107,7 +97,8 @@ class ClusterReport(Report):
             "snapshots": dict(self.snapshots),
             "lost": self.lost,
             "heads_that_began_anew": self.heads,
-            "forecasts": said,
+            "forecasts": self.foretold.as_dict(),
+            "forecast_error_s": self.foretold.errors_as_dict(),
             "scaled": [list(each) for each in self.scaled],
         }
         if self.moves:

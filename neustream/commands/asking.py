@@ -75,6 +75,19 @@ class Server:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackendError(f"{self.url}/v1/models: no list of models: {told(error)}") from None
 
+    def cluster(self) -> dict[str, Any]:
+        """How the cluster behind it is; BackendError if nobody answers, or there is none."""
+        try:
+            with self._open("/cluster", None) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise BackendError(f"{self.url}: {_fault(error).reason}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise BackendError(f"{self.url}/cluster: {told(error)}") from None
+        if not isinstance(found, dict):
+            raise BackendError(f"{self.url}/cluster: no answer of a neustream server: {cut(repr(found), LONGEST)}")
+        return found
+
     def ask(self, path: str, body: Mapping[str, Any], heard: Callable[[str], None]) -> Told:
         """Send a request; `heard` gets each piece of a text. BackendError if nobody answers."""
         began = stopwatch()

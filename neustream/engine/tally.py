@@ -8,6 +8,7 @@ uniform sample of all values beyond (reservoir sampling, seeded), and steps are 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from neustream.core.events import Emitted, Ended
 from neustream.core.types import TICK
 
 KEEP = 100_000
+LATEST = 1000
 BINS = 4096
 RANGES = 5
 
@@ -55,6 +57,22 @@ class Distribution(Mean):
 
     def percentile(self, q: float) -> float | None:
         return float(np.percentile(self._values, q)) if self._values else None
+
+
+class Latest(Mean):
+    """Values seen: their number and exact mean, and quantiles of the latest `LATEST`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: deque[float] = deque(maxlen=LATEST)
+
+    def add(self, value: float) -> None:
+        super().add(value)
+        self._values.append(value)
+
+    def percentile(self, q: float) -> float | None:
+        values = list(self._values)
+        return float(np.percentile(values, q)) if values else None
 
 
 class Share:

@@ -16,6 +16,7 @@ from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request, retry_after
 from neustream.server.models import ImageModel, Model, TextModel
+from neustream.server.observe.board import cluster_of
 from neustream.server.prompts import prompt_of_chat
 from neustream.server.wire import unless, while_there
 
@@ -43,6 +44,17 @@ async def ready(request: Request) -> Response:
         content["models"] = {**served, **faults}
     headers = {} if state == "ready" else {"retry-after": str(retry_after(gateway.again_s))}
     return JSONResponse(content, 200 if state == "ready" else 503, headers=headers)
+
+
+async def cluster(request: Request) -> Response:
+    """GET /cluster: the instances, and what happened between them; 404 if there is no cluster."""
+    gateway = request.app.state.gateway
+    gauges = gateway.gauges()
+    found = cluster_of(gauges)
+    if found is None:
+        gateway.check()
+        raise HTTPError(404, "there is no cluster behind this server", "not_found")
+    return JSONResponse({"state": gauges.state, "reason": gauges.reason, "open": gauges.open, **found})
 
 
 async def version(request: Request) -> Response:

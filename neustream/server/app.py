@@ -62,6 +62,7 @@ ROUTES = [
     Route("/stats", admin.stats, methods=["GET"]),
     Route("/health", admin.health, methods=["GET"]),
     Route("/ready", admin.ready, methods=["GET"]),
+    Route("/cluster", admin.cluster, methods=["GET"]),
     Route("/metrics", admin.metrics, methods=["GET"]),
     Route("/version", admin.version, methods=["GET"]),
     *[Route(path, ui.part, methods=["GET"]) for path in ui.PARTS],

@@ -15,10 +15,46 @@ from neustream.service.service import Service
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """How an instance of a cluster is: "up", "suspect" or "draining"; `live`: requests that are there."""
+    """How an instance of a cluster is.
+
+    Args:
+        state: "up", "suspect" or "draining".
+        role, place: what it serves, by name; where it is, for people.
+        live, waiting: requests that are there, and those that have not begun.
+        backlog_s: seconds of work that are there, by its latest report; told_ago_s: since that.
+        moved_in, moved_out: requests that moved there, and away.
+    """
 
     state: str
+    role: str
+    place: str
     live: int
+    waiting: int
+    backlog_s: float
+    told_ago_s: float
+    moved_in: int = 0
+    moved_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What happened between the instances of a cluster since it started.
+
+    Args:
+        moves: requests that moved, by reason; unmoved: moves that came to nothing, by why.
+        downtime_s: percentiles of the seconds that a moved request stood still.
+        restarted, lost: requests that began anew; instances that were lost.
+        forecasts: requests on time and not, by what the router's forecast said of them.
+        forecast_error_s: percentiles of the seconds that the first token, or the end, came after its forecast.
+    """
+
+    moves: Mapping[str, int]
+    unmoved: Mapping[str, int]
+    downtime_s: Mapping[str, float | None]
+    restarted: int
+    lost: int
+    forecasts: Mapping[str, Mapping[str, int]]
+    forecast_error_s: Mapping[str, Mapping[str, float | None]]
 
 
 class Backing(Protocol):
@@ -47,6 +83,11 @@ class Backing(Protocol):
     @property
     def instances(self) -> Mapping[str, InstanceState]:
         """Those of a cluster, by name."""
+        ...
+
+    @property
+    def happened(self) -> Happened | None:
+        """What happened between those; None: there is no cluster."""
         ...
 
     @property
@@ -84,6 +125,7 @@ class OfService:
         self.snapshot = service.snapshot
         self.report = service.report
         self.instances: Mapping[str, InstanceState] = {}
+        self.happened: Happened | None = None
         self.lacking = ""
 
     @property

@@ -217,6 +217,7 @@ class Gateway:
             connections,
             shot.kv,
             backing.instances,
+            backing.happened,
         )
 
     # -- models -----------------------------------------------------------------------------------

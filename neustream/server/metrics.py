@@ -286,9 +286,12 @@ class Metrics(Follower):
     def _set_instances(self, instances: Mapping[str, InstanceState]) -> None:
         """How many there are in each state, and what each has; those that are gone are not told of."""
         table = self.table
-        table.instance_live.clear()
+        for gauge in (table.instance_live, table.instance_backlog, table.outlook_age):
+            gauge.clear()
         for name, instance in instances.items():
             table.instance_live.labels(name).set(instance.live)
+            table.instance_backlog.labels(name).set(instance.backlog_s)
+            table.outlook_age.labels(name).set(instance.told_ago_s)
         for state in INSTANCE_STATES if instances else ():
             table.instances.labels(state).set(sum([each.state == state for each in instances.values()]))
 

@@ -47,6 +47,7 @@ GETS = {
     "/v1/models/{id}": "One of them",
     "/health": "Whether the process and its engine live",
     "/ready": "Whether requests are taken",
+    "/cluster": "The instances of a cluster, and what happened between them",
     "/metrics": "What Prometheus reads",
     "/version": "The version of this server",
     "/openapi.json": "This document",

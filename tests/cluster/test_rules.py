@@ -125,20 +125,20 @@ def test_slack_has_a_request_that_fits_nowhere_go_to_where_it_ends_soonest():
     near = replace(busy("near", 3, 0.1, left=2), backlog=9.0)
     far = replace(busy("far", 3, 0.1, left=90), backlog=1.0)
     route = ROUTERS["slack"]().route(fleet_of(far, near), asked(0.1))
-    assert (route.instance, route.reason, route.fits) == ("near", "ends soonest", False)
+    assert (route.instance, route.reason, route.forecast.fits) == ("near", "ends soonest", False)
 
 
 def test_slack_looks_at_few_of_many_in_the_order_of_their_backlog():
     fleet = fleet_of(*(busy(str(n), 1, 9.0, left=2 + n % 7) for n in range(600)))
     route = ROUTERS["slack"]().route(fleet, asked())
-    assert route.fits and fleet.backlog(np.array([fleet.instances[route.instance].row]))[0] < 0.2
+    assert route.forecast.fits and fleet.backlog(np.array([fleet.instances[route.instance].row]))[0] < 0.2
 
 
 def test_headroom_is_least_or_most_of_what_keeps_the_promise():
     fleet = fleet_of(busy("idle", 0, 9.0), busy("half", 2, 9.0), busy("full", 4, 9.0, left=60))
     assert ROUTERS["headroom"](explore=0.0).route(fleet, asked(1.3)).instance == "half"
     assert ROUTERS["headroom"]("most", 0.0).route(fleet, asked(1.3)).instance == "idle"
-    assert not ROUTERS["headroom"](explore=0.0).route(fleet, asked(0.2)).fits
+    assert not ROUTERS["headroom"](explore=0.0).route(fleet, asked(0.2)).forecast.fits
 
 
 def test_tiers_keep_classes_apart():

@@ -19,6 +19,7 @@ from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
 from neustream.cluster.rules.slack import Slack
+from neustream.cluster.status import InstanceStatus
 from neustream.config.cluster import NAME
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
@@ -176,9 +177,9 @@ class Cluster:
         return self._driver.counts
 
     @property
-    def instances(self) -> Mapping[str, str]:
-        """The instances by name, and how each is: "up", "suspect" or "draining"."""
-        return self._driver.states
+    def instances(self) -> Mapping[str, InstanceStatus]:
+        """How each instance is, by name."""
+        return self._driver.status()
 
     @property
     def fault(self) -> BackendError | None:

@@ -26,6 +26,7 @@ from neustream.backends.ray.wire import EngineDied, Heard, Joined, News, NotMova
 from neustream.cluster import messages as to
 from neustream.cluster.happenings import Entered, Lost
 from neustream.cluster.head import Head
+from neustream.cluster.status import InstanceStatus, status_of
 from neustream.core.events import Submitted
 from neustream.core.stage_names import named
 from neustream.core.types import SLO, Request
@@ -112,6 +113,12 @@ class Driver:
     def answers(self) -> Mapping[str, Answer[Any]]:
         """What callers wait for, by id."""
         return self._waiting.answers
+
+    def status(self) -> Mapping[str, InstanceStatus]:
+        """How each instance is, by its latest report; nobody is waited for."""
+        now, there = stopwatch(), self.places
+        known = [(each, there.get(each.name)) for each in list(self._head.fleet.instances.values())]
+        return {each.name: status_of(each, place.place if place else "", now) for each, place in known}
 
     def post(self, work: Callable[[float], None]) -> None:
         """Have `work` done on the thread, with the present instant."""

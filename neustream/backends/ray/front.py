@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ from neustream.backends.loading import model_of, mount_of, policy_of, service_of
 from neustream.backends.ray.cluster import LEASE_S, Cluster
 from neustream.backends.ray.configs import check, instances_of, needs_of, rules_of
 from neustream.by_name import make_policy
-from neustream.cluster.happenings import Happening, Lost, Moved, Restarted, Routed
-from neustream.core.events import Ended, Submitted
+from neustream.cluster.foretold import Foretold
+from neustream.cluster.happenings import Happening, Lost, Moved, Restarted, Routed, Unmoved
+from neustream.core.events import Emitted, Ended, Submitted
 from neustream.engine.clock import stopwatch
 from neustream.engine.desk import Limit
 from neustream.engine.events import Record, Started
 from neustream.engine.report import Report
 from neustream.engine.snapshot import Snapshot
+from neustream.engine.tally import Latest
 from neustream.server.admission import Began, Pace
-from neustream.server.backing import InstanceState
+from neustream.server.backing import Happened, InstanceState
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.loading import Loaded
 from neustream.server.metrics import Metrics
@@ -124,10 +127,20 @@ class Figures:
 
     Attributes:
         jobs: requests without an answer, by id; at: the instances that they are at.
+        moves, unmoved: by reason; moved_in, moved_out: by instance; downtime: of moves, seconds.
+        restarted, lost: requests that began anew; instances that were lost.
+        foretold: forecasts and outcomes.
         pace: from one request that is done to the next.
     """
 
     def __init__(self, table: Table) -> None:
+        self.moves: Counter[str] = Counter()
+        self.unmoved: Counter[str] = Counter()
+        self.moved_in: Counter[str] = Counter()
+        self.moved_out: Counter[str] = Counter()
+        self.downtime = Latest()
+        self.restarted = self.lost = 0
+        self.foretold = Foretold(lambda what, seconds: table.forecast_error.labels(what).observe(seconds), Latest)
         self.jobs: dict[str, Job] = {}
         self.at: dict[str, str] = {}
         self.pace = Pace()
@@ -142,12 +155,15 @@ class Figures:
                 job = self.jobs.get(id)
                 if job is not None and job.started_at is None:
                     job.started_at = record.at
+        elif isinstance(record, Emitted):
+            self.foretold.emitted(record)
         elif isinstance(record, Ended):
             self._ended(record)
 
     def _ended(self, record: Ended) -> None:
         self.jobs.pop(record.id, None)
         self.at.pop(record.id, None)
+        self.foretold.ended(record)
         if record.status == "done":
             self.pace.done(record.at, record.latency_s)
         if record.member and record.slo.promises and record.status != "cancelled":
@@ -161,17 +177,48 @@ class Figures:
         match event:
             case Routed():
                 self._put(event.id, event.instance)
+                if event.id in self.jobs:
+                    self.foretold.routed(event)
                 table.instance_routed.labels(event.instance).inc()
             case Moved():
-                self._put(event.id, event.target)
-                table.instance_moved.labels(event.source, "out").inc()
-                table.instance_moved.labels(event.target, "in").inc()
+                self._moved(event)
+            case Unmoved():
+                self.unmoved[event.reason] += 1
             case Restarted():
+                self.restarted += 1
                 if (instance := self.at.pop(event.id, None)) is not None:
                     table.instance_restarted.labels(instance).inc()
             case Lost():
+                self.lost += 1
                 table.instances_lost.inc()
                 table.instance_lost.labels(event.instance).inc(event.requests)
+
+    def _moved(self, event: Moved) -> None:
+        table = self._table
+        self._put(event.id, event.target)
+        self.moves[event.reason] += 1
+        self.moved_out[event.source] += 1
+        self.moved_in[event.target] += 1
+        table.instance_moved.labels(event.source, "out").inc()
+        table.instance_moved.labels(event.target, "in").inc()
+        if event.held_at < math.inf:
+            downtime_s = event.at - event.held_at
+            self.downtime.add(downtime_s)
+            table.move_downtime.labels(event.reason).observe(downtime_s)
+
+    @property
+    def so_far(self) -> Happened:
+        """What happened between instances."""
+        downtime_s = {f"p{q}": self.downtime.percentile(q) for q in (50, 99)} if self.downtime.count else {}
+        return Happened(
+            dict(self.moves),
+            dict(self.unmoved),
+            downtime_s,
+            self.restarted,
+            self.lost,
+            self.foretold.as_dict(),
+            self.foretold.errors_as_dict(),
+        )
 
     def _put(self, id: str, instance: str) -> None:
         """A request is at an instance, unless it is over by now."""
@@ -213,12 +260,29 @@ class OfCluster:
 
     @property
     def instances(self) -> Mapping[str, InstanceState]:
-        live = self._figures.live
-        return {name: InstanceState(state, live.get(name, 0)) for name, state in self._cluster.instances.items()}
+        figures, live = self._figures, self._figures.live
+        return {
+            name: InstanceState(
+                each.state,
+                each.role,
+                each.place,
+                live.get(name, 0),
+                each.waiting,
+                each.backlog_s,
+                each.told_ago_s,
+                figures.moved_in[name],
+                figures.moved_out[name],
+            )
+            for name, each in self._cluster.instances.items()
+        }
+
+    @property
+    def happened(self) -> Happened:
+        return self._figures.so_far
 
     @property
     def lacking(self) -> str:
-        up = sum([state == "up" for state in self._cluster.instances.values()])
+        up = sum([each.state == "up" for each in self._cluster.instances.values()])
         return f"{up} of {self._asked} instances are up" if up < self._asked else ""
 
     def now(self) -> float:

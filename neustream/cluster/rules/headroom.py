@@ -36,16 +36,19 @@ class Headroom:
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         rows = fleet.able(asked)
         few = rows[np.argsort(fleet.backlog(rows), kind="stable")[:MANY]]
-        spare = []
+        spare, told = [], []
         for row in few.tolist():
-            told = fleet.ask(fleet.at(row), asked)
-            left = min(asked.due_in - told.finish, asked.first_in - told.first)
+            found = fleet.ask(fleet.at(row), asked)
+            told.append(found)
+            left = min(asked.due_in - found.finish, asked.first_in - found.first)
             spare.append(min(left, 1e9) if left > -math.inf else -1e9)
         keeps = [index for index, left in enumerate(spare) if left >= 0]
         misses = [index for index, left in enumerate(spare) if left < 0]
         if misses and (not keeps or fleet.random.random() < self.explore):
             chosen = max(misses, key=spare.__getitem__)
-            return Route(fleet.at(int(few[chosen])).name, "misses least", fits=False)
+            name = fleet.at(int(few[chosen])).name
+            return Route(name, "misses least", forecast=told[chosen])
         choose = min if self.strategy == "least" else max
         chosen = choose(keeps, key=spare.__getitem__)
-        return Route(fleet.at(int(few[chosen])).name, f"{self.strategy} headroom", fits=True)
+        name = fleet.at(int(few[chosen])).name
+        return Route(name, f"{self.strategy} headroom", forecast=told[chosen])

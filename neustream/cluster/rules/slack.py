@@ -42,13 +42,15 @@ class Slack:
         backlog = fleet.backlog(rows)
         queue = backlog if asked.tokens else fleet.queue(rows, asked)
         few = rows[np.lexsort((backlog, queue))[: self.k]].tolist()
-        ends = []
+        told = []
         for row in few:
             instance = fleet.at(row)
             found = fleet.ask(instance, asked)
             if found.fits:
-                return Route(instance.name, "fits", fits=True)
-            ends.append(found.finish)
+                return Route(instance.name, "fits", forecast=found)
+            told.append(found)
         if asked.tokens:
-            return Route(fleet.at(few[0]).name, "least backlog", fits=False)
-        return Route(fleet.at(few[ends.index(min(ends))]).name, "ends soonest", fits=False)
+            return Route(fleet.at(few[0]).name, "least backlog", forecast=told[0])
+        ends = [each.finish for each in told]
+        best = ends.index(min(ends))
+        return Route(fleet.at(few[best]).name, "ends soonest", forecast=told[best])

@@ -35,13 +35,13 @@ class Tiered:
         backlog = fleet.backlog(rows)
         order = np.argsort(-backlog, kind="stable")
         mine = [place for place in order.tolist() if self._of_class(fleet, int(rows[place]), asked)]
-        chosen = self._first(fleet, rows, mine, asked)
-        if chosen is not None:
-            return Route(chosen, "its tier", fits=True)
-        chosen = self._first(fleet, rows, order.tolist()[::-1], asked)
-        if chosen is not None:
-            return Route(chosen, "another tier", fits=True)
-        return Route(fleet.at(int(rows[_least(backlog)])).name, "least backlog", fits=False)
+        found = self._first(fleet, rows, mine, asked, "its tier")
+        if found is None:
+            found = self._first(fleet, rows, order.tolist()[::-1], asked, "another tier")
+        if found is not None:
+            return found
+        instance = fleet.at(int(rows[_least(backlog)]))
+        return Route(instance.name, "least backlog", forecast=fleet.ask(instance, asked))
 
     def _of_class(self, fleet: Fleet, row: int, asked: Asked) -> bool:
         if not fleet.live[row]:
@@ -49,11 +49,15 @@ class Tiered:
         classes = {_tier(place.asked) for place in fleet.requests(fleet.at(row).name)}
         return classes <= {_tier(asked)}
 
-    def _first(self, fleet: Fleet, rows: Ints, places: list[int], asked: Asked) -> str | None:
+    def _first(
+        self, fleet: Fleet, rows: Ints, places: list[int], asked: Asked, reason: str
+    ) -> Route | None:
+        """The first of some instances where it fits."""
         for place in places[: self.most]:
             instance = fleet.at(int(rows[place]))
-            if fleet.ask(instance, asked).fits:
-                return instance.name
+            told = fleet.ask(instance, asked)
+            if told.fits:
+                return Route(instance.name, reason, forecast=told)
         return None
 
 

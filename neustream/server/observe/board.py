@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from heapq import nsmallest
 from typing import Any
 
@@ -134,6 +134,7 @@ class Board(Follower):
             "refused": dict(self._refused.most_common()),
             "open": list(self._rows(gauges.now)),
             "dots": [dot for dot in self._dots if dot[0] > since],
+            "cluster": cluster_of(gauges),
         }
 
     def _classes(self) -> dict[str, Any]:
@@ -163,6 +164,13 @@ class Board(Follower):
             row: list[Any] = [life.id, life.kind, life.name, round(now - life.arrival, 2), done, most]
             row += [_finite(slack), _finite(budget)]
             yield row
+
+
+def cluster_of(gauges: Gauges) -> dict[str, Any] | None:
+    """The instances of a cluster and what happened between them, as JSON; None: there is none."""
+    if gauges.happened is None:
+        return None
+    return {"instances": {name: asdict(each) for name, each in gauges.instances.items()}, **asdict(gauges.happened)}
 
 
 def _steps(life: Life) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from neustream.engine.snapshot import KVUse
-from neustream.server.backing import InstanceState
+from neustream.server.backing import Happened, InstanceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Gauges:
         wait_s: seconds until one more request would be done; None: not known.
         connections: that are open.
         kv: used blocks of each language model's KV cache, by its node.
-        instances: of a cluster, by name.
+        instances: of a cluster, by name; happened: what happened between them; None: there is no cluster.
     """
 
     state: str
@@ -32,3 +32,4 @@ class Gauges:
     connections: int = 0
     kv: Mapping[str, KVUse] = field(default_factory=dict)
     instances: Mapping[str, InstanceState] = field(default_factory=dict)
+    happened: Happened | None = None

@@ -156,6 +156,19 @@ class Table:
         member = ("member",)
         self.instances = self._gauge("instances", "Instances of a cluster, by how they are", ("state",))
         self.instance_live = self._gauge("instance_live_requests", "Requests that are at an instance", member)
+        self.instance_backlog = self._gauge(
+            "instance_backlog_seconds", "Work that is at an instance, by its latest report", member
+        )
+        self.outlook_age = self._gauge("outlook_age_seconds", "Since the latest report of an instance", member)
+        self.move_downtime = self._histogram(
+            "move_downtime_seconds", "That a request which moved stood still, by why it moved", STEP_S, ("reason",)
+        )
+        self.forecast_error = self._histogram(
+            "forecast_error_seconds",
+            "That a first token, or an end, came after its forecast; negative: before",
+            SLACK,
+            ("what",),
+        )
         self.instance_routed = self._counter("instance_routed", "Requests sent to an instance", member)
         self.instance_moved = self._counter(
             "instance_moved", "Requests that moved to an instance (in) or away from it (out)", ("member", "way")

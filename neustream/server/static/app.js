@@ -103,6 +103,8 @@ function show(shot) {
   say("kv", kv.join(", ") || "-");
   showClasses(shot.classes);
   showModules(shot.modules);
+  $("cluster").hidden = shot.cluster === null;
+  if (shot.cluster !== null) showCluster(shot.cluster);
   showOpen(shot.open);
   const refused = Object.entries(shot.refused).map(([reason, count]) => `${reason}: ${count}`);
   say("refused", refused.join(", ") || "none");
@@ -136,6 +138,21 @@ function showModules(modules) {
   };
   $("modules").replaceChildren(...modules.map((of) => row(of.model, of.module,
     cell(of.batch, `${of.module}, requests a step`), cell(of.ms, `${of.module}, milliseconds`))));
+}
+
+function showCluster(of) {
+  $("instances").replaceChildren(...Object.entries(of.instances).map(([name, each]) => row(`${name} (${each.place})`,
+    each.state, `${each.live}`, `${each.waiting}`, seconds(each.backlog_s), `${each.moved_in} / ${each.moved_out}`)));
+  const ms = (value) => `${Math.round(1000 * value)} ms`;
+  const moves = Object.entries(of.moves).map(([reason, count]) => `${reason}: ${count}`);
+  if (moves.length) moves.push(`standing still P50 ${ms(of.downtime_s.p50)}, P99 ${ms(of.downtime_s.p99)}`);
+  say("moves", [...moves, `begun anew: ${of.restarted}`, `lost instances: ${of.lost}`].join(", "));
+  const told = Object.entries(of.forecasts).map(([what, ends]) =>
+    `${what}: ${share([ends.on_time, ends.on_time + ends.not_on_time])} on time`);
+  for (const [what, error] of Object.entries(of.forecast_error_s)) {
+    told.push(`${what} came later than forecast by P5 ${ms(error.p5)}, P50 ${ms(error.p50)}, P95 ${ms(error.p95)}`);
+  }
+  say("forecasts", told.join(", ") || "none");
 }
 
 function bar(slack, budget) {
