@@ -195,3 +195,63 @@ class Role:
 
     def __call__(self, device):
         return models(device, self.stages)
+
+
+class Versioned(Words):
+    """Says its version with each word."""
+
+    def __init__(self, step_s, version):
+        super().__init__(step_s)
+        self.version = version
+
+    def say(self, given):
+        return {**super().say(given), "version": self.version}
+
+
+class Upgraded:
+    """A `make` that serves the version which `path` has when a process of it starts."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, device):
+        with open(self.path) as file:
+            version = file.read()
+        graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True), times=words))
+        profile = TableProfile("say", range(1, 9), [STEP_S] * 8, device="toy")
+        modules = {"say": Versioned(STEP_S, version)}
+        return serve(graph, modules, {"say": profile}, policy=FCFS(drop_hopeless=False))
+
+
+def opt(folder):
+    """A folder with a random OPT of two layers; its tokens differ in how likely they are."""
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=512, num_attention_heads=2, max_position_embeddings=2048, dropout=0.0, **sizes)
+    torch.manual_seed(0)
+    model = OPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                weights.normal_(0, 0.25)
+    model.save_pretrained(folder)
+    return folder
+
+
+class OfVLLM:
+    """A `make` that serves a vLLM engine of the model in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, device):
+        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        from vllm import LLM
+
+        from neustream.backends.vllm import VLLMMount
+
+        sizes = {"max_model_len": 512, "max_num_seqs": 8, "num_gpu_blocks_override": 200, "block_size": 32}
+        llm = LLM(self.folder, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, seed=0, **sizes)
+        return serve({"chat": VLLMMount(llm)})

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -218,6 +219,51 @@ def test_growing_draining_and_a_close_that_serves_what_is_open(nodes):
     assert said(last) == [f"c{at + 1}" for at in range(50)] and adds_up(cluster)
     with pytest.raises(RequestError, match="the cluster is closed"):
         cluster.submit(words=1, voice="a")
+
+
+def test_an_upgrade_by_the_operations_page_loses_no_request(nodes, tmp_path):
+    """Start, grow, drain the old ones in turn, shrink: all under load, and each answer once and whole."""
+    path = tmp_path / "version"
+    path.write_text("old")
+    answers, over = [], threading.Event()
+    with Cluster(made.Upgraded(str(path)), instances=1, address=nodes) as cluster:
+
+        def load():
+            while not over.wait(0.03):
+                answers.append(cluster.submit(words=20, voice="a", slo=60.0))
+
+        def wait(names):
+            """Until these instances are up, and no others."""
+            until = stopwatch() + 60
+            while {name: each.state for name, each in cluster.instances.items()} != dict.fromkeys(names, "up"):
+                assert stopwatch() < until, cluster.instances
+                time.sleep(0.05)
+
+        client = threading.Thread(target=load)
+        client.start()
+        try:
+            cluster.resize(2)
+            wait(["whole-1", "whole-2"])
+            path.write_text("new")
+            cluster.drain("whole-1")
+            wait(["whole-2", "whole-3"])
+            cluster.drain("whole-2")
+            wait(["whole-3", "whole-4"])
+            cluster.resize(1)
+            while len(cluster.instances) > 1:
+                time.sleep(0.05)
+            last = cluster.submit(words=20, voice="a")
+            last.result(60)
+        finally:
+            over.set()
+            client.join()
+        assert all(said(answer) == [f"a{at + 1}" for at in range(20)] for answer in answers)
+        versions = [output.update["item"]["version"] for answer in answers for output in answer.outputs]
+        counts = cluster.counts
+        assert {*versions} == {"old", "new"} and len(answers) > 50
+        assert counts.on_time == counts.submitted == len(answers) + 1, counts
+        assert counts.lost == counts.restarted == 0
+        assert {output.update["item"]["version"] for output in last.outputs} == {"new"}
 
 
 def test_kinds_of_instances_take_what_they_need_and_are_replaced_by_their_like(nodes):
