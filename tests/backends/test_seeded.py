@@ -87,6 +87,14 @@ def test_clear_rows_need_no_stock_draw(filters, monkeypatch):
     assert len(calls) <= 1
 
 
+def test_who_drew_in_inference_mode_first_keeps_nobody_from_drawing_outside_of_it(monkeypatch):
+    monkeypatch.setattr(seeded, "_room", seeded._Room())
+    logits, sampling = logits_of(5, 7, 300, 2.0, False), Sampling(temperature=1, seed=1, top_p=0.8)
+    with torch.inference_mode():
+        inside = with_seeds(sampling, logits, generators(7)).tokens.tolist()
+    assert with_seeds(sampling, logits, generators(7)).tokens.tolist() == inside
+
+
 @pytest.mark.parametrize("pieces", [1, 700, 1 << 17])
 def test_rows_are_drawn_in_pieces(pieces, monkeypatch):
     monkeypatch.setattr(seeded, "PIECE", pieces)

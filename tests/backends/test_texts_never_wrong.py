@@ -239,15 +239,15 @@ def test_a_sampling_that_raises_fails_its_own_row(monkeypatch):
     model = made("llama", **LLAMA)
     wanted = alone(model, [5, 6, 7], MAX, temperature=0.7, seed=3)
 
-    class Picky(draws.TopKLogitsWarper):
+    class Picky(draws.TypicalLogitsWarper):
         def __call__(self, ids, scores):
             raise RuntimeError("not today")
 
-    monkeypatch.setattr(draws, "TopKLogitsWarper", Picky)
+    monkeypatch.setattr(draws, "TypicalLogitsWarper", Picky)
     with engine(model) as running:
         fine = running.submit([5, 6, 7], max_tokens=MAX, temperature=0.7, seed=3)
         with pytest.raises(RequestFailed, match="its sampling raised RuntimeError: not today"):
-            running.submit([5, 6], max_tokens=MAX, temperature=0.7, top_k=3, seed=1).result(60)
+            running.submit([5, 6], max_tokens=MAX, temperature=0.7, typical_p=0.5, seed=1).result(60)
         assert list(fine.result(60).token_ids) == wanted
 
 

@@ -140,7 +140,8 @@ class _Room(threading.local):
         """Memory [rows, columns] for some numbers, the same each time."""
         count = rows * columns
         if what not in self._known or len(self._known[what]) < count:
-            self._known[what] = torch.empty(max(count, PIECE), dtype=dtype)
+            with torch.inference_mode(False):  # else nobody may write to it who is not in that mode
+                self._known[what] = torch.empty(max(count, PIECE), dtype=dtype)
         return self._known[what][:count].view(rows, columns)
 
 
