@@ -33,6 +33,27 @@ class MemberState:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """How an instance of a cluster is, by its latest report and what was sent there since.
+
+    Args:
+        state: "up", "suspect" or "draining".
+        role, place: what it serves, by name; where it is, for people.
+        live, waiting: requests there, and those that have not begun.
+        backlog_s: device seconds of their calls, in efficient batches.
+        told_ago_s: since that report.
+    """
+
+    state: str
+    role: str
+    place: str
+    live: int
+    waiting: int
+    backlog_s: float
+    told_ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """How an engine is.
 

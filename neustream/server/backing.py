@@ -7,31 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from neustream.engine.report import Report
-from neustream.engine.snapshot import Snapshot
+from neustream.engine.snapshot import InstanceStatus, Snapshot
 from neustream.server.admission import Began
 from neustream.service.answer import Answer
 from neustream.service.service import Service
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceState:
-    """How an instance of a cluster is.
+class InstanceState(InstanceStatus):
+    """How an instance of a cluster is, with the requests that moved there (`moved_in`) and away (`moved_out`)."""
 
-    Args:
-        state: "up", "suspect" or "draining".
-        role, place: what it serves, by name; where it is, for people.
-        live, waiting: requests that are there, and those that have not begun.
-        backlog_s: seconds of work that are there, by its latest report; told_ago_s: since that.
-        moved_in, moved_out: requests that moved there, and away.
-    """
-
-    state: str
-    role: str
-    place: str
-    live: int
-    waiting: int
-    backlog_s: float
-    told_ago_s: float
     moved_in: int = 0
     moved_out: int = 0
 

@@ -6,6 +6,7 @@ import math
 import random
 
 import pytest
+from counted import Counted
 from priced_images import EVERY, IMAGE, LOOP, OTHER, PROFILES, READ, SIZED, ask, run, waiting
 from toys import engine
 
@@ -15,20 +16,6 @@ from neustream.engine.executor import ProfiledExecutor
 
 PAGES = Graph("pages", loop(READ, times=lambda job: job.params["steps"]))
 STREAM = Graph("stream", loop(Stage("unet", max_batch=4, emits=True), times=lambda job: job.params["steps"]))
-
-
-class Counted:
-    """`priced`, which counts how often it was asked; `always`: before each step."""
-
-    def __init__(self, always=False):
-        self.always, self.asked, self.rule = always, 0, Priced()
-
-    def decide(self, view):
-        self.asked += 1
-        made = self.rule.decide(view)
-        if self.always:
-            object.__setattr__(made, "until", -math.inf)
-        return made
 
 
 def until(some, now=0.0):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from counted import Counted
 from hand import seen
 from texts_by_hand import CHAT, STAGES, STEPS, ask, scheduler_with
 
@@ -17,18 +18,6 @@ from neustream.engine.events import Started
 from neustream.graphs import llm_profiles
 
 LAX = {"first": 1.0, "step": 0.05}
-
-
-class Counted:
-    """`priced`, which counts how often it was asked; `always`: before each step."""
-
-    def __init__(self, always=False):
-        self.always, self.asked, self.rule = always, 0, Priced()
-
-    def decide(self, view):
-        self.asked += 1
-        made = self.rule.decide(view)
-        return replace(made, until=-math.inf) if self.always else made
 
 
 def made(some, now=0.0, **tokens):

@@ -19,11 +19,11 @@ from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
 from neustream.cluster.rules.slack import Slack
-from neustream.cluster.status import InstanceStatus
 from neustream.config.cluster import NAME
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Observer
+from neustream.engine.snapshot import InstanceStatus
 from neustream.errors import BackendError, RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.options import slo_of

@@ -26,12 +26,13 @@ from neustream.backends.ray.wire import EngineDied, Heard, Joined, News, NotMova
 from neustream.cluster import messages as to
 from neustream.cluster.happenings import Entered, Lost
 from neustream.cluster.head import Head
-from neustream.cluster.status import InstanceStatus, status_of
+from neustream.cluster.status import status_of
 from neustream.core.events import Submitted
 from neustream.core.stage_names import named
 from neustream.core.types import SLO, Request
 from neustream.engine.clock import stopwatch
 from neustream.engine.inbox import Inbox
+from neustream.engine.snapshot import InstanceStatus
 from neustream.errors import RequestError, RequestFailed, told
 from neustream.service.answer import Answer
 

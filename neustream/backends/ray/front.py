@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -263,15 +263,9 @@ class OfCluster:
         figures, live = self._figures, self._figures.live
         return {
             name: InstanceState(
-                each.state,
-                each.role,
-                each.place,
-                live.get(name, 0),
-                each.waiting,
-                each.backlog_s,
-                each.told_ago_s,
-                figures.moved_in[name],
-                figures.moved_out[name],
+                **{**asdict(each), "live": live.get(name, 0)},
+                moved_in=figures.moved_in[name],
+                moved_out=figures.moved_out[name],
             )
             for name, each in self._cluster.instances.items()
         }

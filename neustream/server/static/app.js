@@ -145,7 +145,7 @@ function showCluster(of) {
     each.state, `${each.live}`, `${each.waiting}`, seconds(each.backlog_s), `${each.moved_in} / ${each.moved_out}`)));
   const ms = (value) => `${Math.round(1000 * value)} ms`;
   const moves = Object.entries(of.moves).map(([reason, count]) => `${reason}: ${count}`);
-  if (moves.length) moves.push(`standing still P50 ${ms(of.downtime_s.p50)}, P99 ${ms(of.downtime_s.p99)}`);
+  if ("p50" in of.downtime_s) moves.push(`standing still P50 ${ms(of.downtime_s.p50)}, P99 ${ms(of.downtime_s.p99)}`);
   say("moves", [...moves, `begun anew: ${of.restarted}`, `lost instances: ${of.lost}`].join(", "));
   const told = Object.entries(of.forecasts).map(([what, ends]) =>
     `${what}: ${share([ends.on_time, ends.on_time + ends.not_on_time])} on time`);
