@@ -240,7 +240,7 @@ async def _tokens(context: Context, model: TextModel | AgentModel, reply: Reply)
                 raise of_request(failed or ends[0]) from failed
             reading = [(choice, feed) for choice, feed in reading if not feed.over]
             # what comes from now on rings; what came with an end does not
-            if reading and not (news.is_set() or (came and any(feed.done for _, feed in reading))):
+            if reading and not (news.is_set() or any(feed.done for _, feed in reading)):
                 await _within(news.wait(), until)
     finally:
         patience.end()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import threading
+from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel, Field
@@ -19,7 +22,10 @@ from neustream import Graph, call, loop, par, seq, switch, tool  # noqa: E402
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
 from neustream.server.config import ServerConfig  # noqa: E402
+from neustream.server.errors import HTTPError  # noqa: E402
+from neustream.server.text import _tokens  # noqa: E402
 from neustream.service.agents import last_calls  # noqa: E402
+from neustream.service.answer import Answer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -189,6 +195,26 @@ def test_a_chat_without_a_model_is_the_language_models(front):
 def test_a_tool_that_fails_is_told_before_the_first_token(front, stream):
     found = ask(front[0], "break", stream=stream)
     assert found.status_code == 500 and "no luck" in found.json()["error"]["message"]
+
+
+def test_a_run_that_ends_while_nobody_looks_is_told_though_no_token_was_its_own():
+    """Outputs of other calls, and what it came to, are there at one look: nothing rings behind it."""
+    run = Answer("run", "answering", lambda answer: None, lambda: lambda output: None)
+    run.push(None)
+    run.refuse(ValueError("no luck"))
+    gateway = SimpleNamespace(patience=lambda *about: SimpleNamespace(end=lambda: None))
+    context = SimpleNamespace(gateway=gateway, config=None)
+    reply = SimpleNamespace(
+        choices=[SimpleNamespace(answer=run)],
+        promise=SimpleNamespace(timeout_s=math.inf, slo=None),
+        outlet=SimpleNamespace(blocked=False),
+    )
+
+    async def first():
+        return await asyncio.wait_for(anext(_tokens(context, None, reply)), 30)
+
+    with pytest.raises(HTTPError, match="no luck"):
+        asyncio.run(first())
 
 
 @pytest.mark.parametrize("stream", [False, True])
