@@ -114,7 +114,8 @@ def _stages(node: Node) -> Iterator[tuple[Stage, bool]]:
             for child in node.branches.values():
                 yield from _stages(child)
         case _:
-            raise GraphError(f"not a graph node: {node!r}; use Stage, seq, loop or switch")
+            nodes = "Stage, seq, loop, switch, par, call or tool"
+            raise GraphError(f"not a graph node: {node!r}; use {nodes}")
 
 
 def model_calls(node: Node) -> int:

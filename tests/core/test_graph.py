@@ -302,7 +302,7 @@ def test_a_graph_needs_a_stage():
 
 
 def test_only_nodes_can_be_in_a_graph():
-    with pytest.raises(GraphError, match="not a graph node: 'unet'; use Stage, seq, loop or switch"):
+    with pytest.raises(GraphError, match="not a graph node: 'unet'; use Stage, seq, loop, switch, par, call or tool"):
         Graph("g", seq(A, "unet"))
 
 
