@@ -135,7 +135,7 @@ def test_callbacks_are_told_of_their_own_request_alone(sd, tmp_path):
         return tensors
 
     call = {**words(steps=4), "callback_on_step_end": on_end}
-    options = {"max_batch": 1, "encode_batch": 1, "decode_batch": 1, "measure_s": 0.1, "progress": False}
+    options = {"max_batch": 1, "encode_batch": 1, "decode_batch": 1, "measure_s": 5.0, "progress": False}
     with ns.serve(sd, samples=[call], cache=tmp_path, **options) as service:
         service(
             **{**call, "height": 32, "generator": seeded(1)}, on_step=lambda progress: stepped.append(progress.step)
@@ -143,6 +143,7 @@ def test_callbacks_are_told_of_their_own_request_alone(sd, tmp_path):
         deadline = time.monotonic() + 30  # for rehearsals of the new size
         while len(list(tmp_path.rglob("*.json"))) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
+    assert len(list(tmp_path.rglob("*.json"))) == 6
     assert told == [0, 1, 2, 3] and stepped == [1, 2, 3, 4]
 
 

@@ -80,7 +80,7 @@ def test_figures_are_there(page, url):
     assert page.complaints == []
 
 
-@pytest.mark.parametrize("width", [1010, 600])
+@pytest.mark.parametrize("width", [1080, 1010, 600])
 def test_no_figure_is_cut_off(page, url, width):
     assert ask(url).status_code == 200
     with httpx.stream("GET", f"{url}/ui/events", timeout=60) as feed:

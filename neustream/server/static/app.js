@@ -146,7 +146,8 @@ function showCluster(of) {
   const ms = (value) => `${Math.round(1000 * value)} ms`;
   const moves = Object.entries(of.moves).map(([reason, count]) => `${reason}: ${count}`);
   if ("p50" in of.downtime_s) moves.push(`standing still P50 ${ms(of.downtime_s.p50)}, P99 ${ms(of.downtime_s.p99)}`);
-  say("moves", [...moves, `begun anew: ${of.restarted}`, `lost instances: ${of.lost}`].join(", "));
+  say("moves", moves.join(", ") || "none");
+  say("lost", `${of.lost}; requests begun anew: ${of.restarted}`);
   const told = Object.entries(of.forecasts).map(([what, ends]) =>
     `${what}: ${share([ends.on_time, ends.on_time + ends.not_on_time])} on time`);
   for (const [what, error] of Object.entries(of.forecast_error_s)) {
