@@ -18,6 +18,7 @@ from neustream.core.demand import Calls
 from neustream.core.forecasts import Forecast, Question
 from neustream.core.outlook import Asked, LineOutlook, Outlook
 from neustream.core.rates import Rates
+from neustream.core.record import record
 from neustream.errors import RequestError
 
 WINDOW_S = 60.0
@@ -27,7 +28,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Route:
     """Where a request goes. None: it waits at the head, until `wait_until` at the latest.
 
@@ -153,7 +154,7 @@ class Fleet:
         self.queued: Callable[[], Sequence[Asked]] = tuple
         self.arrivals: deque[tuple[float, Asked]] = deque()
         self.starting: dict[str, int] = {}
-        self._columns = np.zeros((7, 8))
+        self._spread(np.zeros((7, 8)))
         self.up: Bools = np.zeros(8, dtype=bool)
         self._able: dict[str, Ints] = {}
         self._devices: list[str] = []
@@ -164,8 +165,8 @@ class Fleet:
 
     def backlog(self, rows: Ints) -> Floats:
         """Seconds of work at some instances: by their latest outlooks and what was sent since."""
-        passed = np.maximum(self.now - self._columns[4, rows], 0.0)
-        left: Floats = np.maximum(self._columns[0, rows] - passed, 0.0)
+        passed = np.maximum(self.now - self._told_at[rows], 0.0)
+        left: Floats = np.maximum(self._work[rows] - passed, 0.0)
         return left
 
     def queue(self, rows: Ints, asked: Asked) -> Floats:
@@ -178,24 +179,9 @@ class Fleet:
             rates = self.rates[device]
             known = {name: each for name, each in asked.calls.items() if name in rates.profiles}
             charges[at] = rates.charge(known)
-        each = charges[self._columns[5, rows].astype(np.int64)]
-        found: Floats = (self.live[rows] + 1.0) * each * self._columns[6, rows]
+        each = charges[self._device[rows].astype(np.int64)]
+        found: Floats = (self.live[rows] + 1.0) * each * self._speed[rows]
         return found
-
-    @property
-    def live(self) -> Floats:
-        column: Floats = self._columns[1]
-        return column
-
-    @property
-    def waiting(self) -> Floats:
-        column: Floats = self._columns[2]
-        return column
-
-    @property
-    def dispatched(self) -> Floats:
-        column: Floats = self._columns[3]
-        return column
 
     # -- asked by rules ---------------------------------------------------------------------------
 
@@ -245,6 +231,12 @@ class Fleet:
 
     # -- kept by the head -------------------------------------------------------------------------
 
+    def _spread(self, columns: Floats) -> None:
+        """Have these columns from now on, each by its name too."""
+        self._columns = columns
+        self._work, self.live, self.waiting, self.dispatched = columns[:4]
+        self._told_at, self._device, self._speed = columns[4:]
+
     def came(self, asked: Asked, now: float) -> None:
         """A caller asks."""
         self.arrivals.append((now, asked))
@@ -262,7 +254,7 @@ class Fleet:
             instance.row = len(self.names)
             self.names.append(instance.name)
             if instance.row >= len(self.up):
-                self._columns = np.concatenate([self._columns, self._columns * 0.0], axis=1)
+                self._spread(np.concatenate([self._columns, self._columns * 0.0], axis=1))
                 self.up = np.concatenate([self.up, np.zeros_like(self.up)])
         if instance.device not in self._devices:
             self._devices.append(instance.device)
@@ -292,25 +284,32 @@ class Fleet:
         self._ailing.pop(instance.name, None)
         if outlook.failing:
             self._ailing[instance.name] = outlook.failing
-        for number in [number for number in instance.sent if number <= outlook.heard]:
+        work, unheard = 0.0, 0
+        if instance.sent:
+            work, unheard = self._unheard(instance, outlook.heard)
+        row = instance.row
+        self._work[row] = outlook.backlog + work
+        self.live[row] = outlook.live + unheard
+        self.waiting[row] = outlook.waiting + unheard
+        self._told_at[row] = outlook.sent_at
+        self._speed[row] = max(outlook.speed.values(), default=1.0)
+
+    def _unheard(self, instance: Instance, heard: int) -> tuple[float, int]:
+        """Seconds of work in requests that an instance had not heard of, and how many they are."""
+        for number in [number for number in instance.sent if number <= heard]:
             del instance.sent[number]
-        row, rates = instance.row, self.rates[instance.device]
-        sent = instance.sent.values()
-        work = [rates.charge(_calls_at(instance, one)) for one in sent]
-        self._columns[0, row] = outlook.backlog + sum(work)
-        self._columns[1, row] = outlook.live + len(sent)
-        self._columns[2, row] = outlook.waiting + len(sent)
-        self._columns[4, row] = outlook.sent_at
-        self._columns[6, row] = max(outlook.speed.values(), default=1.0)
+        rates, sent = self.rates[instance.device], instance.sent.values()
+        return sum([rates.charge(_calls_at(instance, one)) for one in sent]), len(sent)
 
     def sent(self, instance: Instance, asked: Asked, *, moved: bool = False) -> int:
         """A request is sent or moved there; its number (see `Outlook.heard`)."""
         instance.sends += 1
         instance.sent[instance.sends] = asked
-        columns, row = self._columns, instance.row
-        columns[0, row] += self.rates[instance.device].charge(_calls_at(instance, asked))
-        columns[1:3, row] += 1.0
-        columns[3, row] += not moved
+        row = instance.row
+        self._work[row] += self.rates[instance.device].charge(_calls_at(instance, asked))
+        self.live[row] += 1.0
+        self.waiting[row] += 1.0
+        self.dispatched[row] += not moved
         return instance.sends
 
 

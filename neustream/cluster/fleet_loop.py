@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 OF_INSTANCES = frozenset((Submitted, Emitted, Ended, Held, Left, Given))
 """Records of a member that are not for callers."""
+NOTED = OF_INSTANCES | {Started, Finished}
+"""Those that its instance is told."""
 
 
 class FleetLoop(Loop):
@@ -44,12 +46,10 @@ class FleetLoop(Loop):
 
     def tell(self, record: Record) -> None:
         kind = type(record)
-        if kind in OF_INSTANCES:
+        if kind in NOTED:
             self._noted.append(record)
-            return
-        if kind is Started or kind is Finished:
-            self._noted.append(record)
-        super().tell(record)
+        if kind not in OF_INSTANCES:
+            super().tell(record)
 
     def answer(self, record: Record) -> None:
         """Tell what a caller sees."""
@@ -57,11 +57,9 @@ class FleetLoop(Loop):
 
     def note(self) -> None:
         """Instances know what happened so far, before they read a message of the same instant."""
-        if not self._noted:
-            return
-        noted, self._noted = self._noted, []
-        for record in noted:
-            self._fleet.noted(record)
+        if self._noted:
+            noted, self._noted = self._noted, []
+            self._fleet.noted(noted)
 
     def publish(self) -> None:
         self.note()

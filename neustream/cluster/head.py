@@ -277,7 +277,7 @@ class Head:
 
     def heard(self, instance: str, message: say.Report, now: float) -> None:
         """A message of an instance. That of one which is not known is answered by a fence."""
-        found = self._book.instance(instance)
+        found = self.fleet.instances.get(instance)
         if found is None:
             self._liveness.returned(instance, isinstance(message, say.Fenced), now)
             if self._book.instance(instance) is not None:
@@ -371,9 +371,18 @@ class Head:
 
     def wake_at(self) -> float | None:
         """When `tick` is due at the latest; None: not before something happens."""
-        parts = self._liveness, self._scaling, self._snapshots
-        at = min([self._book.next_timer, *[part.next_at for part in parts]])
+        at = min(
+            self._book.next_timer,
+            self._liveness.next_at,
+            self._scaling.next_at,
+            self._snapshots.next_at,
+        )
         return at if at < math.inf else None
+
+    @property
+    def wants(self) -> bool:
+        """Whether there is something to be done or told."""
+        return bool(self._book.orders or self._book.events or self._book.begun_anew)
 
     def pop_orders(self) -> list[say.Order]:
         """What is to be done, in order."""

@@ -15,6 +15,7 @@ from neustream.core.carry import Carry
 from neustream.core.events import Emitted, Ended, Update
 from neustream.core.job import Status
 from neustream.core.outlook import Outlook
+from neustream.core.record import record
 from neustream.core.types import SLO
 
 HEAD = ""
@@ -27,7 +28,7 @@ Outputs = tuple[tuple[int, Update], ...]
 # -- from the head to an instance ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Send:
     """Serve a request from its start. `age`: since it came. `number`: see `Outlook.heard`.
 
@@ -214,14 +215,14 @@ class Stop:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Answer:
     """The one answer of a request."""
 
     ended: Ended
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Forward:
     """An output for the caller; they come in order, each once."""
 
@@ -233,14 +234,14 @@ Order = ToInstance | Start | Stop | Answer | Forward
 # -- from an instance to the head ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Told:
     """How it is there, now and then."""
 
     outlook: Outlook
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Took:
     """A request is there. `unheard`: outputs made before that the head may lack."""
 
@@ -283,7 +284,7 @@ class Kept:
     term: int
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Began:
     """A request is in a step for the first time here."""
 
@@ -305,7 +306,7 @@ class Waits:
     left: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Made:
     """An output of a request."""
 
@@ -315,7 +316,7 @@ class Made:
     update: Update
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Over:
     """A request is over. `waited_s`: from its arrival until it first ran, None: not known here."""
 

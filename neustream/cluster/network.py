@@ -47,10 +47,11 @@ class Fault:
 
 
 class Faults:
-    """The faults of one instance."""
+    """The faults of one instance. `any`: whether it has some."""
 
     def __init__(self, faults: Sequence[Fault], instance: int) -> None:
         mine = [fault for fault in faults if fault.instance == instance]
+        self.any = bool(mine)
         self.crash_at = min([f.at_s for f in mine if f.kind == "crash"], default=math.inf)
         self._slow = [fault for fault in mine if fault.kind == "slow"]
         self._hang = sorted([f for f in mine if f.kind == "hang"], key=lambda fault: fault.at_s)
@@ -60,7 +61,11 @@ class Faults:
 
     def factor(self, now: float) -> float:
         """How many times as long a step takes that begins now."""
-        return math.prod([fault.factor for fault in self._slow if fault.holds(now)])
+        factor = 1.0
+        for fault in self._slow:
+            if fault.holds(now):
+                factor *= fault.factor
+        return factor
 
     def awake(self, at: float) -> float:
         """When something that would be at `at` is: later if the instance hangs then."""
@@ -110,9 +115,10 @@ class Network:
         """Bytes that take time beside the delay."""
         size = 0.0
         for message in messages:
-            if isinstance(message, Piece | Parcel):
+            kind = type(message)
+            if kind is Piece or kind is Parcel:
                 size += message.size
-            if isinstance(message, Parcel) and message.carry.started_ago is not None:
+            if kind is Parcel and message.carry.started_ago is not None:
                 size += self.state_bytes
         return size
 

@@ -90,7 +90,7 @@ class AtPlace:
     def __init__(self, executor: ProfiledExecutor, clock: VirtualClock, place: Place) -> None:
         self._executor = executor
         self.alone_s = executor.alone_s
-        self._at = _Clock(clock, place)
+        self._at = _Clock(clock, place) if place.call_s or place.faults.any else clock
 
     def start(self, batch: Batch, clock: Clock) -> None:
         self._executor.start(batch, self._at)

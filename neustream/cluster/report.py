@@ -19,7 +19,6 @@ from neustream.cluster.happenings import (
     Unmoved,
 )
 from neustream.core.events import Emitted, Ended
-from neustream.engine.events import Record
 from neustream.engine.report import Report
 from neustream.engine.tally import Distribution
 
@@ -47,12 +46,13 @@ class ClusterReport(Report):
         self.foretold = Foretold()
         self.scaled: list[tuple[float, str, int]] = []
 
-    def __call__(self, record: Record) -> None:
-        super().__call__(record)
-        if isinstance(record, Emitted):
-            self.foretold.emitted(record)
-        elif isinstance(record, Ended):
-            self.foretold.ended(record)
+    def _emitted(self, record: Emitted) -> None:
+        super()._emitted(record)
+        self.foretold.emitted(record)
+
+    def _ended(self, record: Ended) -> None:
+        super()._ended(record)
+        self.foretold.ended(record)
 
     def happened(self, event: Happening) -> None:
         """What happened in the cluster."""

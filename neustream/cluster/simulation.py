@@ -267,11 +267,13 @@ class Cluster:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def noted(self, record: Record) -> None:
-        """A record of an instance."""
-        one = self.running.get(record.member)  # type: ignore[union-attr]
-        if one is not None:
-            one.instance.noted(record)
+    def noted(self, records: Sequence[Record]) -> None:
+        """Records of instances."""
+        running = self.running
+        for record in records:
+            one = running.get(record.member)  # type: ignore[union-attr]
+            if one is not None:
+                one.instance.noted(record)
 
     def _send(self, source: str, target: str, message: Any) -> None:
         """A message between instances and the head."""
@@ -319,7 +321,8 @@ class Cluster:
             return
         for message in messages:
             self.head.heard(source, message, now)
-        self.carry_out(now)
+        if len(messages) > 1 or type(messages[0]) is not say.Told or self.head.wants:
+            self.carry_out(now)  # how an instance is brings nothing about by itself
 
     def _arrived(self, target: str, messages: list[Any], now: float) -> None:
         one = self.running.get(target)

@@ -100,7 +100,8 @@ class Batch:
     @property
     def begun_at(self) -> float:
         """`since`, or if that is not known when it started."""
-        return min(self.since, self.started_at)
+        since, started_at = self.since, self.started_at
+        return since if since < started_at else started_at
 
     def __len__(self) -> int:
         return len(self.jobs)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
+from neustream.core.record import record
 from neustream.core.seen import Seen
 
 RECENT = 100
 """Requests that are remembered for policies to see the load by."""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Calls:
     """`count` calls of a stage, of `size` each (0: no sizes), in batches of at most `max_batch`."""
 

@@ -22,7 +22,7 @@ late (late), or others took its time (crowded).
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Submitted:
     """A request was accepted. `due`: its deadline, inf without one.
 
@@ -59,7 +59,7 @@ class Emitted:
     place: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Ended:
     """A request is over. `output`: its last one, None unless done; `latency_s`: since it came.
 
@@ -100,7 +100,7 @@ class Ended:
         return cast(Code, self.status)
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class LegEnded:
     """A request is through a part of its graph that has a promise of its own (`Graph.legs`).
 

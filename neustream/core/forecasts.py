@@ -10,7 +10,6 @@ out once (`Question`). An instance is looked at once, in order of the steps left
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate, repeat, starmap
 from operator import add, sub, truediv
 from typing import NamedTuple
@@ -19,13 +18,14 @@ from neustream.core.outlook import FOREVER, Asked, Outlook, TextOutlook
 from neustream.core.policies.curve import Curve
 from neustream.core.policies.feasibility import SPARE, Line
 from neustream.core.rates import Rates
+from neustream.core.record import record
 from neustream.core.types import TICK
 
 SURELY = 1.0 + 1e-9
 """Sums that exceed their room by so much do so in whatever order they are added up."""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Forecast:
     """What would become of a request at an instance.
 

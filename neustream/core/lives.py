@@ -33,7 +33,7 @@ class Lives:
     """The live jobs of a scheduler.
 
     Attributes:
-        jobs: by id; events: what became of them, until `pop_events`.
+        jobs: by id; events: what became of them, until somebody takes the list away.
         pool_of: the pool that serves a stage.
         unpromised: live jobs without a promise; work: what lies ahead of jobs.
     """
@@ -48,11 +48,6 @@ class Lives:
         self.work = Work(times, recent.lengths)
         self.forks = Forks(self, self._begin, self._go_on)
         self._registry = Registry(self.pool_of, away)
-
-    def pop_events(self) -> list[Event]:
-        """What happened since the last call."""
-        events, self.events = self.events, []
-        return events
 
     def served_by(self, stage: str) -> Pool | None:
         """The pool that serves a stage; None: it is another scheduler's."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ ENOUGH = 8
 """Steps before a median is believed."""
 FORGET = 0.05
 """Weight of the latest step in the running mean."""
+MANY = 20
+"""Steps from which on that is more than its share of all."""
 STALL = 2.5
 """A step that takes so many times the median is a stall."""
 HIGH = 0.9
@@ -57,8 +59,8 @@ class Spread(NamedTuple):
     error: float = 0.0
 
 
-class Ratios:
-    """The latest ratios of observed to expected seconds of one kind of step.
+class Usual:
+    """The usual ratio of observed to expected seconds of one kind of step.
 
     `mean` starts as that of all steps and becomes an exponentially weighted one. A single step
     counts as at most twice and at least half of the mean so far, so that an outlier (a first call
@@ -70,32 +72,63 @@ class Ratios:
     phase at the start is none of the device's usual speed.
     """
 
-    __slots__ = ("_block", "_blocks", "_latest", "_quantiles", "_rising", "count", "mean", "usual")
+    __slots__ = ("_block", "_blocks", "count", "mean", "usual")
 
-    def __init__(self, window: int = LATEST) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self.mean = self.usual = 1.0
         self._block: list[float] = []
         self._blocks: deque[float] = deque(maxlen=BLOCKS)
+
+    def add(self, ratio: float) -> None:
+        mean, block = self.mean, self._block
+        counted = ratio
+        if ratio < mean / 2:
+            counted = mean / 2
+        elif ratio > mean * 2:
+            counted = mean * 2
+        self.count = count = self.count + 1
+        self.mean = mean + (counted - mean) * (FORGET if count >= MANY else 1 / (count + 1))
+        block.append(counted)
+        if len(block) == BLOCK:
+            self._blocks.append(sum(block) / BLOCK)
+            block.clear()
+            missing = max(FEW - len(self._blocks), 0)
+            self.usual = median([*self._blocks, *[1.0] * missing])
+
+    @property
+    def lasting(self) -> bool:
+        """Whether `usual` is that of so many blocks that no phase can be all of it."""
+        return len(self._blocks) >= LASTING
+
+    def rescale(self, times: float) -> None:
+        """Expectations changed, so that the ratios of all steps so far are `times` theirs."""
+        self.mean *= times
+        self.usual *= times
+        self._block = [ratio * times for ratio in self._block]
+        self._blocks = deque([mean * times for mean in self._blocks], BLOCKS)
+
+    def reset_mean(self) -> None:
+        """What was expected was a guess: the mean starts anew."""
+        self.mean = self.usual = 1.0
+        self.count = 0
+        self._block = []
+        self._blocks.clear()
+
+
+class Ratios(Usual):
+    """The latest ratios of observed to expected seconds of one kind of step, and their spread."""
+
+    __slots__ = ("_latest", "_quantiles")
+
+    def __init__(self, window: int = LATEST) -> None:
+        super().__init__()
         self._latest: deque[float] = deque(maxlen=window)
-        self._rising: list[float] = []  # the same in order
         self._quantiles = Spread()
 
     def add(self, ratio: float) -> None:
-        mean = self.mean
-        counted = min(max(ratio, mean / 2), mean * 2)
-        self.mean = mean + (counted - mean) * max(FORGET, 1 / (self.count + 2))
-        self.count += 1
-        if self.full:
-            del self._rising[bisect_left(self._rising, self._latest[0])]
+        super().add(ratio)
         self._latest.append(ratio)
-        insort(self._rising, ratio)
-        self._block.append(counted)
-        if len(self._block) == BLOCK:
-            self._blocks.append(sum(self._block) / BLOCK)
-            self._block = []
-            missing = max(FEW - len(self._blocks), 0)
-            self.usual = median([*self._blocks, *[1.0] * missing])
 
     def runs(self, steps: float) -> Floats:
         """How many times `usual` so many steps in a row took on average lately, rising."""
@@ -111,11 +144,6 @@ class Ratios:
         return max(1.0, self.high / self.usual)
 
     @property
-    def lasting(self) -> bool:
-        """Whether `usual` is that of so many blocks that no phase can be all of it."""
-        return len(self._blocks) >= LASTING
-
-    @property
     def full(self) -> bool:
         """Whether as many steps were seen as are kept."""
         return len(self._latest) == self._latest.maxlen
@@ -126,31 +154,21 @@ class Ratios:
         return median(self._latest) if self._latest else 1.0
 
     def rescale(self, times: float) -> None:
-        """Expectations changed, so that the ratios of all steps so far are `times` theirs."""
-        self.mean *= times
-        self.usual *= times
-        self._block = [ratio * times for ratio in self._block]
-        self._blocks = deque([mean * times for mean in self._blocks], BLOCKS)
+        super().rescale(times)
         self._latest = deque([ratio * times for ratio in self._latest], self._latest.maxlen)
-        self._rising = sorted(self._latest)
         self._quantiles = Spread()
 
     def reset_mean(self) -> None:
-        """What was expected was a guess: the mean starts anew."""
-        self.mean = self.usual = 1.0
-        self.count = 0
-        self._block = []
-        self._blocks.clear()
+        super().reset_mean()
         self._latest.clear()
-        self._rising.clear()
         self._quantiles = Spread()
 
     # -- the spread -------------------------------------------------------------------------------
 
     def _spread(self) -> Spread:
-        """Computed anew every `ENOUGH` steps."""
+        """Computed anew every `ENOUGH` steps, if anybody asks."""
         if self.count - self._quantiles.seen >= ENOUGH:
-            rising = self._rising
+            rising = sorted(self._latest)
             typical, high = _quantile(rising, 0.5), _quantile(rising, HIGH)
             stalls = (len(rising) - bisect_right(rising, STALL * typical)) / len(rising)
             error = _median_distance(rising, max(typical, TICK))  # a clock may stand still
@@ -258,9 +276,9 @@ class Correction:
         self.factors: dict[int, float] = {}
         self.measured = not isinstance(base, GuessedProfile)
         self._bound = BOUND if self.measured else math.inf
-        self._all = Ratios(BIN)
+        self._all = Usual()
         self._around: deque[float] = deque(maxlen=NEAR)
-        self._each = Ratios(BIN)
+        self._each = Usual()
         self._beside: dict[int, Ratios] = {}
 
     def observe(
@@ -274,29 +292,35 @@ class Correction:
         ratio = seconds / self.base.latency(batch, total, square)
         if not self.measured:
             own.add(ratio)
-            return self._corrected(key, {key: own.median})
+            middle = own.median
+            return self._corrected({key: middle}) if self._moved(key, middle) else None
         level = ratio / self._own(key)
         self._all.add(level)
         self._around.append(level)
-        around = fmean(self._around)
+        around = math.fsum(self._around) / len(self._around)
         beside = ratio / around if around > 0 else 1.0  # 0: by a clock that stood still
         own.add(beside)
         self._each.add(beside)
         if not self._all.lasting:
             return None
         usual = self._all.usual
-        return self._corrected(key, {size: usual * self._own(size) for size in self._beside})
+        if not self._moved(key, usual * self._own(key)):
+            return None
+        return self._corrected({size: usual * self._own(size) for size in self._beside})
 
     def _own(self, key: int) -> float:
         """How many times as long as those around them steps of a range take, by what all do."""
         own = self._beside[key]
         return own.usual / self._each.usual if own.lasting else 1.0
 
-    def _corrected(self, key: int, found: Mapping[int, float]) -> CorrectedProfile | None:
-        """The profile with other factors, if that of `key` has changed."""
-        bound = self._bound
-        factors = {size: min(max(ratio, 1 / bound), bound) for size, ratio in found.items()}
-        if abs(factors[key] / self.factors.get(key, 1.0) - 1) <= CHANGE:
-            return None
-        self.factors |= factors
+    def _moved(self, key: int, ratio: float) -> bool:
+        """Whether the factor of a range is another one by now."""
+        return abs(self._bounded(ratio) / self.factors.get(key, 1.0) - 1) > CHANGE
+
+    def _bounded(self, ratio: float) -> float:
+        return min(max(ratio, 1 / self._bound), self._bound)
+
+    def _corrected(self, found: Mapping[int, float]) -> CorrectedProfile:
+        """The profile with other factors."""
+        self.factors |= {size: self._bounded(ratio) for size, ratio in found.items()}
         return CorrectedProfile(self.base, self.factors)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from neustream.core.demand import Calls
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.rates import Rates
+from neustream.core.record import record
 from neustream.core.scheduler import Scheduler
 from neustream.core.step_times import StepTimes
 from neustream.core.types import SLO, TICK
@@ -24,7 +25,7 @@ FOREVER = 1e6
 """Seconds within which a request without a deadline is planned to be done."""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Asked:
     """What a router knows of a request.
 
@@ -71,7 +72,7 @@ class Asked:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class LineOutlook:
     """The requests with a promise that have a looped stage ahead, in order of the steps left.
 
@@ -85,7 +86,7 @@ class LineOutlook:
     weight: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class TextOutlook:
     """A language model at an instance.
 
@@ -112,7 +113,7 @@ class TextOutlook:
     spare: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Outlook:
     """What an instance tells of itself.
 
@@ -154,8 +155,9 @@ def outlook_of(
 ) -> Outlook:
     """What a scheduler has to tell at `now` on its own clock."""
     jobs = list(scheduler.jobs.values())
-    speed = scheduler.times.speed
-    ends = [scheduler.times.over_at(batch) for batch in scheduler.running]
+    times = scheduler.times
+    speed = times.speed
+    ends = [times.over_at(batch) for batch in scheduler.running]
     return Outlook(
         instance,
         sent_at,
@@ -163,8 +165,8 @@ def outlook_of(
         max(max(ends, default=now) - now, 0.0),
         _backlog(jobs, rates, speed, scheduler.away),
         len(jobs),
-        sum([job.started_at is None for job in jobs]),
-        tuple(_lines(jobs, scheduler.times, now)),
+        len([job for job in jobs if job.started_at is None]),
+        _lines(jobs, times, now),
         tuple(_texts(scheduler, jobs, now)),
         {stage: value for stage, value in speed.items() if abs(value - 1.0) > 0.01},
         failing,
@@ -176,55 +178,71 @@ def _backlog(
 ) -> float:
     """Seconds of all that lies ahead of jobs, but for stages that are served elsewhere."""
     calls: dict[str, float] = {}
-    sample: dict[str, Job] = {}
+    first: dict[str, Job] = {}
     for job in jobs:
         for name, count in job.calls_left.items():
             if name in calls:
                 calls[name] += count
             else:
-                calls[name] = count
-                sample[name] = job
+                calls[name], first[name] = count, job
     seconds = 0.0
-    for name, total in calls.items():
+    for name, job in first.items():
         if name in rates.profiles and name not in away:
-            stage = sample[name].request.graph.stages[name]
-            each = rates.efficient(name, stage.max_batch, sample[name].size_ahead(stage))
-            seconds += total * each * speed.get(name, 1.0)
+            stage = job.request.graph.stages[name]
+            size = 0.0 if stage.size is None else job.size_ahead(stage)
+            each = rates.efficient(name, stage.max_batch, size)
+            seconds += calls[name] * each * speed.get(name, 1.0)
     return seconds
 
 
-def _lines(jobs: Iterable[Job], times: StepTimes, now: float) -> Iterable[LineOutlook]:
+def _lines(jobs: Iterable[Job], times: StepTimes, now: float) -> tuple[LineOutlook, ...]:
     """The promised jobs by the looped stage that they are at or get to, but for generations."""
     rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    hopeless, forever = now - TICK, now + FOREVER
     for job in jobs:
-        if not job.promised or job.slack(now) < -TICK:
+        due, remaining_s = job.due, job.remaining_s
+        late = due - remaining_s < hopeless or job.due_next - job.next_output_s < hopeless
+        if late or not job.promised:
             continue
-        graph = job.request.graph
-        for name in job.calls_left:
-            if name in graph.looped:
-                break
+        stage = _line_of(job)
+        if stage is None:
+            continue
+        left = float(job.calls_left[stage.name])
+        size = 0.0 if stage.size is None else job.size_ahead(stage)
+        behind = max(remaining_s - left * times.alone(stage, size), 0.0)
+        due = min(due if due <= job.due_next else job.deadline, forever)
+        row = left, due - now - behind, behind, job.weight
+        if stage.name in rows:
+            rows[stage.name].append(row)
         else:
-            continue
-        stage = graph.stages[name]
-        if stage.caches:
-            continue
-        left = float(job.calls_left[name])
-        behind = max(job.remaining_s - left * times.alone(stage, job.size_ahead(stage)), 0.0)
-        deadline = min(job.deadline, now + FOREVER)
-        rows.setdefault(name, []).append((left, deadline - now - behind, behind, job.weight))
+            rows[stage.name] = [row]
+    lines = []
     for name, found in rows.items():
-        columns = tuple(zip(*sorted(found), strict=True))
-        yield LineOutlook(name, columns[0], columns[1], columns[2], columns[3])
+        found.sort()
+        lines.append(LineOutlook(name, *zip(*found, strict=True)))
+    return tuple(lines)
+
+
+def _line_of(job: Job) -> Stage | None:
+    """The looped stage that a job is at or gets to; None: a generation's, or none."""
+    graph = job.request.graph
+    looped = graph.looped
+    for name in job.calls_left:
+        if name in looped:
+            stage = graph.stages[name]
+            return None if stage.caches else stage
+    return None
 
 
 def _texts(scheduler: Scheduler, jobs: Sequence[Job], now: float) -> Iterable[TextOutlook]:
-    caches: dict[str, KVCache] = {}
-    for pool in scheduler.pools.values():
-        caches |= pool.kv_caches
+    caches = scheduler.kv_caches
     by_model: dict[str, list[Job]] = {model: [] for model in caches}
     for job in jobs:
-        if job.stage is not None and job.stage.caches:
-            by_model.setdefault(job.stage.model, []).append(job)
+        stage = job.stage
+        if stage is not None and stage.phase != "step":
+            by_model.setdefault(stage.model, []).append(job)
+    if not by_model:
+        return
     used = scheduler.kv_blocks
     for model, found in by_model.items():
         yield _text(model, found, caches.get(model), used.get(model, (0, 0)), now)

@@ -21,6 +21,7 @@ from neustream.core.lengths import Lengths
 from neustream.core.observed import CorrectedProfile, Ratios
 from neustream.core.profile import LatencyProfile
 from neustream.core.reasons import due, span
+from neustream.core.record import record
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
 
@@ -257,7 +258,7 @@ def _given(profile: LatencyProfile) -> float:
     return 1 / max(1.0, *profile.factors.values())
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Decision:
     """What to do with a free worker.
 

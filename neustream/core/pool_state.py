@@ -186,7 +186,10 @@ class PoolState:
         """When a worker ended the step before one of `jobs`, if some of these had come by then; inf
         if it had nothing to do."""
         freed = self.freed.get(worker, math.inf)
-        return freed if any(job.joined_at <= freed for job in jobs) else math.inf
+        for job in jobs:
+            if job.joined_at <= freed:
+                return freed
+        return math.inf
 
     def take_off(self, batch: Batch) -> None:
         """A step is not running any more; PolicyError if it was not."""

@@ -13,42 +13,41 @@ if TYPE_CHECKING:
 class Queue:
     """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps.
 
-    `place`: where its stage is among those of the pool; `moves` counts who came and went. `busy`:
-    the queues of the pool with jobs; `changed`: those where other jobs wait than before. `head`:
-    the first that waited when it was looked for last.
+    `pool`: all of its pool; `place`: where its stage is among those. `head`: the first that waited
+    when it was looked for last.
     """
 
-    __slots__ = ("_busy", "_changed", "head", "jobs", "moves", "place", "rounds", "stage")
+    __slots__ = ("_pool", "head", "jobs", "place", "rounds", "stage")
 
-    def __init__(self, stage: str, place: int, busy: set[Queue], changed: set[Queue]) -> None:
+    def __init__(self, stage: str, place: int, pool: Queues) -> None:
         self.stage = stage
         self.place = place
-        self._busy = busy
-        self._changed = changed
+        self._pool = pool
         self.head: Head | None = None
         self.jobs: dict[str, Entry] = {}
         self.rounds = 0
-        self.moves = 0
 
     def add(self, job: Entry) -> None:
         """A job comes, as the last one."""
         self.jobs[job.id] = job
-        self.moves += 1
-        self._busy.add(self)
-        self._changed.add(self)
+        pool = self._pool
+        pool.moves += 1
+        pool.with_jobs.add(self)
+        pool.changed.add(self)
 
     def drop(self, job: Entry) -> None:
         """A job is not here any more, if it was."""
         if self.jobs.pop(job.id, None) is None:
             return
-        self.moves += 1
-        self._changed.add(self)
+        pool = self._pool
+        pool.moves += 1
+        pool.changed.add(self)
         if not self.jobs:
-            self._busy.discard(self)
+            pool.with_jobs.discard(self)
 
     def change(self) -> None:
         """A job of it waits now, or waits no more."""
-        self._changed.add(self)
+        self._pool.changed.add(self)
 
     def look(self) -> Head | None:
         """Find its head anew."""
@@ -69,29 +68,32 @@ class Head(NamedTuple):
         return self[:3] < other[:3]
 
 
-NOWHERE = Queue("", -1, set(), set())
-
-
 class Queues:
-    """The queues of a pool, by stage."""
+    """The queues of a pool, by stage.
 
-    __slots__ = ("_all", "_busy", "_changed", "_heads", "_opened")
+    Attributes:
+        moves: how often a job came or went; with_jobs: the queues where some are; changed: those
+            where other jobs wait than before.
+    """
+
+    __slots__ = ("_all", "_heads", "_opened", "changed", "moves", "with_jobs")
 
     def __init__(self) -> None:
+        self.moves = 0
+        self.with_jobs: set[Queue] = set()
+        self.changed: set[Queue] = set()
         self._all: dict[str, Queue] = {}
-        self._busy: set[Queue] = set()
-        self._changed: set[Queue] = set()
         self._heads: list[Head] = []  # a heap: those of now, and older ones
         self._opened = 0
 
     def open(self, stage: str) -> None:
         """One more stage, behind the others."""
-        self._all[stage] = Queue(stage, self._opened, self._busy, self._changed)
+        self._all[stage] = Queue(stage, self._opened, self)
         self._opened += 1
 
     def close(self, stage: str) -> None:
         """One stage less; nobody is at it."""
-        self._changed.discard(self._all.pop(stage))
+        self.changed.discard(self._all.pop(stage))
 
     def get(self, stage: str) -> Queue | None:
         return self._all.get(stage)
@@ -100,23 +102,18 @@ class Queues:
         return self._all[stage]
 
     @property
-    def moves(self) -> int:
-        """How often a job came or went."""
-        return sum([queue.moves for queue in self._all.values()])
-
-    @property
     def empty(self) -> bool:
         """Whether no job is at any of the stages."""
-        return not self._busy
+        return not self.with_jobs
 
     def jobs(self) -> Iterator[Entry]:
         """All jobs, those of a stage in the order they came."""
-        for queue in self._busy:
+        for queue in self.with_jobs:
             yield from queue.jobs.values()
 
     def busy(self, others: Collection[Queue] = ()) -> list[Queue]:
         """Those with jobs, and the `others`, in the order of their stages."""
-        queues = self._busy.union(others) if others else self._busy
+        queues = self.with_jobs.union(others) if others else self.with_jobs
         if len(queues) > 1:
             return sorted(queues, key=lambda queue: queue.place)
         return list(queues)
@@ -124,14 +121,17 @@ class Queues:
     def first(self) -> Entry | None:
         """The waiting job that came first, of the heads of the queues."""
         heads = self._heads
-        for queue in self._changed:
+        for queue in self.changed:
             head = queue.look()
             if head is not None:
                 heappush(heads, head)
-        self._changed.clear()
+        self.changed.clear()
         while heads:
             head = heads[0]
             if head.job.queue.head is head:
                 return head.job
             heappop(heads)
         return None
+
+
+NOWHERE = Queue("", -1, Queues())

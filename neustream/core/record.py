@@ -15,10 +15,10 @@ Made = TypeVar("Made")
 
 @dataclass_transform(frozen_default=True)
 def record(*, eq: bool = True) -> Callable[[type[Made]], type[Made]]:
-    """Like `dataclass(frozen=True, slots=True, eq=eq)`, of fields with plain defaults or none.
+    """Like `dataclass(frozen=True, slots=True, eq=eq)`.
 
     Raises:
-        TypeError: a field has a `default_factory`, or the class a `__post_init__`.
+        TypeError: the class has a `__post_init__`.
     """
 
     def make(plain: type[Made]) -> type[Made]:
@@ -28,15 +28,15 @@ def record(*, eq: bool = True) -> Callable[[type[Made]], type[Made]]:
         names: dict[str, Any] = {}
         asked, sets = [], []
         for field in fields(made):
-            if field.default_factory is not MISSING:
-                raise TypeError(f"record {made.__name__!r}: field {field.name!r} has a factory")
+            name, value = field.name, field.name
+            names |= {f"set_{name}": vars(made)[name].__set__, f"of_{name}": field.default}
             known = field.default is not MISSING
-            names |= {
-                f"set_{field.name}": vars(made)[field.name].__set__,
-                f"of_{field.name}": field.default,
-            }
-            asked.append(f"{field.name}=of_{field.name}" if known else field.name)
-            sets.append(f"    set_{field.name}(self, {field.name})")
+            if field.default_factory is not MISSING:
+                names |= {f"make_{name}": field.default_factory}
+                value = f"make_{name}() if {name} is of_{name} else {name}"
+                known = True
+            asked.append(f"{name}=of_{name}" if known else name)
+            sets.append(f"    set_{name}(self, {value})")
         lines = [f"def __init__(self, {', '.join(asked)}):", *sets]
         exec("\n".join(lines), names)
         init = names["__init__"]

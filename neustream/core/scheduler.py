@@ -23,7 +23,7 @@ from neustream.core.entry import Entry
 from neustream.core.events import Corrected, Event, Given, Update
 from neustream.core.graph import Graph
 from neustream.core.job import Job
-from neustream.core.kv_cache import Ticket
+from neustream.core.kv_cache import KVCache, Ticket
 from neustream.core.lives import Lives, Lost
 from neustream.core.policy import Policy, Pool
 from neustream.core.pool_state import PoolState, rules
@@ -159,6 +159,14 @@ class Scheduler:
             for model, blocks in state.blocks.items():
                 used, of = found.get(model, (0, 0))
                 found[model] = used + blocks.used, of + blocks.cache.num_blocks
+        return found
+
+    @property
+    def kv_caches(self) -> dict[str, KVCache]:
+        """The KV caches by language model, one worker's each."""
+        found: dict[str, KVCache] = {}
+        for state in self._pools.values():
+            found |= state.pool.kv_caches
         return found
 
     @property
@@ -360,7 +368,11 @@ class Scheduler:
 
     def pop_events(self) -> list[Event]:
         """What happened to requests and profiles since the last call, in order."""
-        return self._lives.pop_events()
+        lives = self._lives
+        if not lives.events:
+            return []
+        events, lives.events = lives.events, []
+        return events
 
     # -- inside -----------------------------------------------------------------------------------
 

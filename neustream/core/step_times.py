@@ -197,9 +197,10 @@ class StepTimes:
                 return None
         elif len(stages) == 1 and self._corrected(batch.stage, batch, seconds):
             return batch.stage
-        usual = {name: self.spread[name].usual for name in stages}
-        if any(self.speed.get(name) != speed for name, speed in usual.items()):
-            self.speed = {**self.speed, **usual}
+        for name in stages:
+            usual = self.spread[name].usual
+            if self.speed.get(name) != usual:
+                self.speed = {**self.speed, name: usual}
         return None
 
     def note(self, stages: Iterable[str], ratio: float) -> None:
@@ -218,7 +219,7 @@ class StepTimes:
         if known is None:
             known = self._corrections[stage] = Correction(self.profiles[stage])
         square = sum([size * size for size in batch.sizes])
-        profile = known.observe(len(batch), sum(batch.sizes), square, seconds)
+        profile = known.observe(len(batch.jobs), sum(batch.sizes), square, seconds)
         if profile is None:
             return False
         before = self.profiles[stage]

@@ -101,7 +101,8 @@ class VirtualClock:
         return self._decision_s
 
     def post(self, event: Event, at: float) -> None:
-        heapq.heappush(self._heap, (max(at, self._now), event.rank, next(self._order), event))
+        at = at if at > self._now else self._now
+        heapq.heappush(self._heap, (at, event.rank, next(self._order), event))
 
     def deliver(self, event: Event) -> None:
         self.post(event, self._now)
@@ -115,9 +116,9 @@ class VirtualClock:
         if not heap:
             return []
         at, _, _, event = heapq.heappop(heap)
-        self._now = max(self._now, at)
+        self._now = now = at if at > self._now else self._now
         due = [event]
-        while heap and heap[0][0] <= self._now:
+        while heap and heap[0][0] <= now:
             due.append(heapq.heappop(heap)[3])
         return due
 

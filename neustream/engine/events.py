@@ -58,7 +58,7 @@ class Submit:
     listener: Listener | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Arrival:
     """A request of a workload arrives; `source` posted it."""
 
@@ -101,7 +101,7 @@ class Retire:
     member: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Wake:
     """A pool's policy asked to be asked again."""
 
@@ -110,7 +110,7 @@ class Wake:
     pool: str
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Look:
     """What follows some step of a member is to be planned, at `at`."""
 
@@ -190,7 +190,7 @@ class Adopted:
     failed: str
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Call:
     """`what(now)` is to be called on the loop's thread."""
 

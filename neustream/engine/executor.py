@@ -160,7 +160,7 @@ class ProfiledExecutor:
         handover = self._handover_s
         if not isinstance(handover, float | int):
             handover = handover[batch.stage]
-        updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
+        updates = (_NOTHING,) * len(batch.jobs) if self._outcome is None else self._outcome(batch)
         clock.post(Done(batch, updates), clock.now() + seconds + handover)
 
     def release(self, id: str) -> None:

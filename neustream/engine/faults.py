@@ -137,4 +137,4 @@ def _fruitful(results: Sequence[Update | NeustreamError] | BaseException) -> boo
     """Whether some job of a step got something."""
     if isinstance(results, BaseException):
         return False
-    return not all(isinstance(result, BaseException) for result in results)
+    return any(not isinstance(result, BaseException) for result in results)

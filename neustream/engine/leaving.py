@@ -48,6 +48,8 @@ class Departures:
 
     def settle(self) -> None:
         """Members that have no requests any more are gone."""
+        if not self._answers:
+            return
         for drive in [drive for drive in self._answers if not drive.scheduler.jobs]:
             self._loop.drop(drive)
             self.resolve(self._answers.pop(drive), None)

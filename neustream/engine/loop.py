@@ -121,9 +121,10 @@ class Loop:
         """
         for event in events:
             self.handle(event)
-        touched, self._touched = self._touched, {}
-        for drive in touched:
-            drive.turn()
+        if self._touched:
+            touched, self._touched = self._touched, {}
+            for drive in touched:
+                drive.turn()
         self.departures.settle()
         ended = self._guest is not None and any(
             isinstance(record, Ended) for record in self._records
@@ -153,8 +154,9 @@ class Loop:
     def handle(self, event: Event) -> None:
         """Take in one event."""
         self.handlers[type(event)](event, self.clock.now())
-        for drive in list(self._touched):
-            drive.settle()
+        if self._touched:
+            for drive in list(self._touched):
+                drive.settle()
 
     def accept(self, request: Request, now: float) -> Submitted:
         """Take a request in, at the member that the router chooses; NeustreamError if none can."""

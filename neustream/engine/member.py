@@ -220,7 +220,7 @@ class Drive:
             self.scheduler.fail(batch, results, now)
             error = told(results) or type(results).__name__
         else:
-            whole = len(results) == len(batch)
+            whole = len(results) == len(batch.jobs)
             error = "" if whole else f"{len(results)} results for {len(batch)} jobs"
             self.scheduler.finish(batch, results, now)
         self._tell(Finished(info, now, error, self.name))

@@ -14,7 +14,7 @@ from typing import Any
 from neustream.core.events import BranchEnded, Corrected, Emitted, Ended, LegEnded, Submitted
 from neustream.engine.by_leg import ByLeg
 from neustream.engine.events import Decided, Finished, Gone, Record, Refused
-from neustream.engine.tally import Distribution, Mean, Part, Share, Shares, Tokens
+from neustream.engine.tally import Distribution, Part, Share, Shares, Steps, Tokens
 
 OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
 
@@ -31,7 +31,7 @@ class Report:
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.latency = Distribution()
         self.decision = Distribution()
-        self.batch_size: dict[str, Mean] = {}
+        self.batch_size: dict[str, Steps] = {}
         self.classes: dict[str, Share] = {}
         self.by_steps = Shares()
         self.reasons: dict[str, int] = {}
@@ -47,13 +47,11 @@ class Report:
         """What each member of several did."""
         self.corrections: dict[str, dict[float, float]] = {}
         """Observed over profiled seconds by stage and batch size, of corrected profiles."""
-        self._expected: dict[str, float] = {}
-        self._observed: dict[str, float] = {}
         self._last_arrival = start
         self._last_end = start
         self._adds_up: dict[type[Any], Callable[[Any], None]] = {
             Finished: self._finished,
-            Emitted: self.tokens.emitted,
+            Emitted: self._emitted,
             LegEnded: self._part,
             BranchEnded: self._part,
             Decided: self._decided,
@@ -68,6 +66,9 @@ class Report:
         adds_up = self._adds_up.get(type(record))
         if adds_up is not None:
             adds_up(record)
+
+    def _emitted(self, record: Emitted) -> None:
+        self.tokens.emitted(record)
 
     def _decided(self, record: Decided) -> None:
         self.decision.add(record.seconds * 1e6)
@@ -100,19 +101,24 @@ class Report:
 
     def _finished(self, record: Finished) -> None:
         step = record.step
-        sizes = self.batch_size.get(step.stage)
-        if sizes is None:
-            sizes = self.batch_size[step.stage] = Mean()
-            self._expected[step.stage] = self._observed[step.stage] = 0.0
-        sizes.add(len(step.ids))
-        self._expected[step.stage] += step.profiled_s
-        self._observed[step.stage] += record.at - step.started_at
-        self.preemptions += len(step.preempted)
-        self.put_aside += len(step.aside)
+        seconds = record.at - step.started_at
+        steps = self.batch_size.get(step.stage)
+        if steps is None:
+            steps = self.batch_size[step.stage] = Steps()
+        steps.took(len(step.ids), step.profiled_s, seconds)
+        if step.preempted:
+            self.preemptions += len(step.preempted)
+            self.put_aside += len(step.aside)
         if record.member:
-            part = self.members.setdefault(record.member, Part())
+            part = self._part_of(record.member)
             part.steps += 1
-            part.busy_s += record.at - step.started_at
+            part.busy_s += seconds
+
+    def _part_of(self, member: str) -> Part:
+        part = self.members.get(member)
+        if part is None:
+            part = self.members[member] = Part()
+        return part
 
     def _shares(self, record: Submitted | Ended | Gone) -> tuple[Share, Share]:
         """Those that a request counts in: of its SLO class, and of its number of steps."""
@@ -139,7 +145,7 @@ class Report:
             outcome = "on_time" if record.on_time else "late"
         self.counts[outcome] += 1
         if record.member:
-            part = self.members.setdefault(record.member, Part())
+            part = self._part_of(record.member)
             part.ended += 1
             part.on_time += outcome == "on_time"
         self.tokens.ended(record)
@@ -176,7 +182,11 @@ class Report:
 
     def profile_error(self) -> dict[str, float]:
         """Observed over profiled seconds of steps, by stage: 1.1 is 10 percent slower."""
-        return {s: self._observed[s] / x for s, x in self._expected.items() if x > 0}
+        return {
+            stage: steps.observed_s / steps.expected_s
+            for stage, steps in self.batch_size.items()
+            if steps.expected_s > 0
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types; seconds, but `decision_us` in microseconds."""
@@ -190,7 +200,7 @@ class Report:
             "batch_size": {stage: sizes.mean for stage, sizes in self.batch_size.items()},
             "decisions": self.decision.count,
             "decision_us": {f"p{q}": self.decision.percentile(q) for q in (50, 99)},
-            "busy_s": dict(self._observed),
+            "busy_s": {stage: steps.observed_s for stage, steps in self.batch_size.items()},
             "profile_error": self.profile_error(),
             "by_steps": self.by_steps.ranges(),
         }

@@ -39,6 +39,21 @@ class Mean:
         return self.sum / self.count if self.count else None
 
 
+class Steps(Mean):
+    """The steps of a stage: how many jobs ran in each, and seconds of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected_s = self.observed_s = 0.0
+
+    def took(self, jobs: int, expected_s: float, observed_s: float) -> None:
+        """One more."""
+        self.count += 1
+        self.sum += jobs
+        self.expected_s += expected_s
+        self.observed_s += observed_s
+
+
 class Distribution(Mean):
     """Values seen: their number, exact mean, and quantiles from at most `KEEP` of them."""
 

@@ -27,6 +27,11 @@ class Made:
     c: float = 0.5
 
 
+@record()
+class Many:
+    many: list[int] = field(default_factory=list)
+
+
 @record(eq=False)
 class Apart:
     a: int = 1
@@ -65,13 +70,13 @@ def test_what_is_missing_or_too_much_is_told() -> None:
         Made(1, d=2)  # type: ignore[call-arg]
 
 
+def test_a_record_has_defaults_of_its_own() -> None:
+    assert Many() == Many([])
+    assert Many().many is not Many().many
+    assert Many([1]).many == [1]
+
+
 def test_what_a_record_cannot_have_is_refused() -> None:
-    with pytest.raises(TypeError, match="'many' has a factory"):
-
-        @record()
-        class Many:
-            many: list[int] = field(default_factory=list)
-
     with pytest.raises(TypeError, match="__post_init__"):
 
         @record()

@@ -262,7 +262,7 @@ def _rows(
     """The jobs of a line, in the order of its queue. `alone`: seconds of a step of one of them."""
     rows: list[_Row] = []
     latest = view.now + FOREVER
-    reserved = view.reserved
+    reserved = view.reserved or None
     for place, job in enumerate(queue):
         left = job.calls_left[name]
         work = job.remaining_s
@@ -272,7 +272,7 @@ def _rows(
         behind = work * slower if work > 0.0 else 0.0
         deadline = job.due if job.due <= job.due_next else job.deadline  # mostly the first
         due = deadline if deadline < latest else latest
-        if reserved:
+        if reserved is not None:
             due = view.now + reserved.left(due - view.now)
         due -= behind
         committed = job.worker >= 0 and deadline < math.inf
