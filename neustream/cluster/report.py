@@ -33,6 +33,7 @@ class ClusterReport(Report):
 
     def __init__(self, start: float = 0.0) -> None:
         super().__init__(start)
+        self._adds_up[Emitted] = self._emitted
         self.instance_s = 0.0
         self.moves: Counter[str] = Counter()
         self.unmoved: Counter[str] = Counter()
@@ -47,7 +48,7 @@ class ClusterReport(Report):
         self.scaled: list[tuple[float, str, int]] = []
 
     def _emitted(self, record: Emitted) -> None:
-        super()._emitted(record)
+        self.tokens.emitted(record)
         self.foretold.emitted(record)
 
     def _ended(self, record: Ended) -> None:

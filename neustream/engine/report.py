@@ -51,7 +51,7 @@ class Report:
         self._last_end = start
         self._adds_up: dict[type[Any], Callable[[Any], None]] = {
             Finished: self._finished,
-            Emitted: self._emitted,
+            Emitted: self.tokens.emitted,
             LegEnded: self._part,
             BranchEnded: self._part,
             Decided: self._decided,
@@ -66,9 +66,6 @@ class Report:
         adds_up = self._adds_up.get(type(record))
         if adds_up is not None:
             adds_up(record)
-
-    def _emitted(self, record: Emitted) -> None:
-        self.tokens.emitted(record)
 
     def _decided(self, record: Decided) -> None:
         self.decision.add(record.seconds * 1e6)
