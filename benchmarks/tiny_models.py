@@ -37,7 +37,7 @@ RULES: tuple[tuple[str, int], ...] = (
     (r".*(experts_per_tok|experts_per_token|moe_topk|moe_top_k|top_k_experts|moe_k)", 2),
     (r"(sliding|attention|local).*window.*|window_size|attention_chunk_size|.*sliding_window", WINDOW),
     (r".*max_position_embeddings|n_positions|n_ctx|max_(target_|source_)?positions", POSITIONS),
-    (r"max_seq_len|max_sequence_length", POSITIONS),
+    (r"max_seq_len|max_sequence_length|model_max_length", POSITIONS),
     (r".*(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|d_ff|dff|mlp_hidden_size).*", 64),
     (r".*(hidden_size|d_model|n_embd|embedding_size|dim_model|embed_dim|word_embed_proj_dim)", WIDTH),
     (r"emb_dim|d_embed|lru_width", WIDTH),
@@ -51,15 +51,19 @@ FILLED |= {"num_experts_per_tok": 2}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_expand": 2}
 KINDS = ["full_attention", "conv", "full_attention", "conv"]
 ROPE = {"rope_theta": 10000.0}
+PLAIN_ROPE = {"rope_type": "default", **ROPE}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+LATENT |= {"head_dim": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 16}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0] * 8, **ROPE}
 LONG |= {"original_max_position_embeddings": 16, "factor": 4.0}
 CHANGES: dict[str, Mapping[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_local_experts": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dory": {"n_input_layers": 1, "n_output_layers": 1, "n_recurrent_layers": 2},
     "dots3_note": {"text_config": {"num_key_value_heads": 4}, "num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4, "index_topk": 16, "per_layer_config": {1: LATENT, 3: LATENT}},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 128},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
@@ -67,7 +71,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": KINDS},
-    "longcat_flash": {"head_dim": 8, "qk_head_dim": 32, "zero_expert_num": 2},
+    "longcat_flash": {"head_dim": 16, "qk_head_dim": 32, "v_head_dim": 16, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
@@ -90,6 +94,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
     },
     "whisper": {"begin_suppress_tokens": [3, 4]},
     "xlnet": {"d_head": 16},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},
     "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4, "adapter_rank": 8},
@@ -123,7 +128,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         }
     },
     "olmo3:longrope": {
-        "rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default", **ROPE}},
+        "rope_parameters": {"full_attention": LONG, "sliding_attention": PLAIN_ROPE},
         "layer_types": ["full_attention"] * LAYERS,
         "sliding_window": 4096,
     },

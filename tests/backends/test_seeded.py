@@ -39,7 +39,7 @@ def logits_of(seed, rows, size, spread, ties):
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(1, 6),
-    size=st.sampled_from([1, 3, 96, 257, 1500]),
+    size=st.sampled_from([1, 3, 96, 257, 5003]),
     spread=st.sampled_from([0.01, 1.0, 4.0, 20.0]),
     ties=st.booleans(),
     temperature=st.sampled_from([0.3, 0.8, 1.0, 1.7]),
@@ -120,3 +120,14 @@ def test_without_a_seed_equal_tokens_at_the_end_of_top_k_are_drawn_too():
     sampling = Sampling(temperature=2, top_k=2)
     assert filtered(sampling, logits[:1]).isfinite().tolist() == [[True, True, True, True, False]]
     assert set(draws.at_random(sampling, logits).tokens.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("size", [3, 500, 5003])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_the_largest_are_those_of_topk(size, ties, count):
+    logits = logits_of(7, 4, size, 2.0, ties)
+    values, columns = draws.largest(logits, min(count, size))
+    assert torch.equal(values, logits.topk(min(count, size), -1).values)
+    assert torch.equal(logits.gather(1, columns), values)
+    assert all(len(set(row)) == len(row) for row in columns.tolist())

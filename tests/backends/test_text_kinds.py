@@ -9,7 +9,7 @@ from texts import IDS, VOCABULARY, Drive, alone, made, prompts
 
 import neustream
 from neustream import BackendError
-from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers import LanguageModel, proof_own
 from neustream.backends.transformers.own import Own
 from neustream.core.batch import input_of
 from neustream.errors import StageFailed
@@ -54,6 +54,24 @@ def test_models_whose_weights_could_be_trained_are_measured_and_served(kind, tmp
     assert all(weight.requires_grad for weight in model.parameters())
     with neustream.serve(model, slots=2, max_len=64, measure_s=0.1, cache=tmp_path) as service:
         assert list(service([5, 6], max_tokens=4).token_ids) == alone(model, [5, 6], 4)
+
+
+def test_trials_of_a_long_context_take_no_more_than_is_affordable(monkeypatch):
+    stretch, longest = Own.stretch, 0
+    model = made("jamba", "eager", **{**KINDS["jamba"], "max_position_embeddings": 1 << 20})
+
+    def noticed(own, state, count):
+        nonlocal longest
+        stretch(own, state, count)
+        longest = max(longest, len(state.tokens))
+
+    monkeypatch.setattr(Own, "stretch", noticed)
+    monkeypatch.setattr(proof_own, "NOISE_BYTES", 1 << 21)
+    monkeypatch.setattr(proof_own, "affordable", lambda *_: 40)
+    texts = LanguageModel(model, slots=4, max_len=1 << 20)
+    assert texts.way.batched and texts.max_len == 1 << 20
+    layer = 2 * 2 * 16 * 4  # keys and values, heads, width, bytes
+    assert 256 < longest <= (1 << 21) // (proof_own.ROWS * layer)
 
 
 def test_decodes_share_calls_where_caches_can_be_side_by_side():

@@ -232,8 +232,11 @@ def _together(
     for at, chooser in drawn.items():
         key = (chooser.sampling.seed is None, *chooser.sampling.filters)
         alike.setdefault(key, []).append(at)
-    size = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
-    waiting = [rows[first : first + size] for rows in alike.values() for first in range(0, len(rows), size)]
+    most = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
+    waiting: list[list[int]] = []
+    for (unseeded, *_), rows in alike.items():
+        size = most if unseeded else len(rows)  # those with seeds go by pieces themselves
+        waiting += [rows[first : first + size] for first in range(0, len(rows), size)]
     while waiting:
         rows = waiting.pop()
         sampling = drawn[rows[0]].sampling

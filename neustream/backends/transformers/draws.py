@@ -29,6 +29,10 @@ ROUNDING = 1.5e-8
 """What a float32 sum of shares may be off for each of its parts, relative to it: they are added up in four lanes."""
 LEVEL = 14
 """Tokens that are as likely as the last of `top_k` are left too: so many are looked at."""
+SIDE = 16
+"""Columns that lie evenly apart, of which the largest is looked at first."""
+SPARSE = 4
+"""The largest of rows are looked for by blocks where these are so many times as many."""
 BLOCK = 128
 """Columns whose shares are added up before one of them is drawn."""
 
@@ -145,6 +149,23 @@ def likeliest(sampling: Sampling, logits: torch.Tensor) -> Iterator[tuple[torch.
     yield rows, None
 
 
+def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of each row of [rows, columns] and their columns, in order.
+
+    On a CPU they are looked for in those blocks of SIDE columns, `count` of them, whose largest are the largest.
+    """
+    blocks = values.shape[-1] // SIDE
+    if values.device.type != "cpu" or count * SPARSE > blocks:
+        found = values.topk(count, -1)
+        return found.values, found.indices
+    within = blocks * SIDE
+    few = values[:, :within].unflatten(1, (SIDE, blocks)).amax(1).topk(count, -1).indices
+    columns = (few[:, :, None] + torch.arange(SIDE) * blocks).flatten(1)
+    columns = torch.cat([columns, torch.arange(within, values.shape[-1]).expand(len(values), -1)], 1)
+    found = values.gather(1, columns).topk(count, -1)
+    return found.values, columns.gather(1, found.indices)
+
+
 def chosen(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Some of its rows, in order; itself, if these are all."""
     return logits if len(rows) == len(logits) else logits[rows]
@@ -152,7 +173,7 @@ def chosen(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def _among(sampling: Sampling, scaled: torch.Tensor, count: int, total: torch.Tensor | None) -> Likeliest:
     """The same among so many; `total` [rows, 1]: weights of all, in relation to the largest. None: of `top_k`."""
-    values, ids = scaled.topk(min(count, scaled.shape[-1]), -1)
+    values, ids = largest(scaled, min(count, scaled.shape[-1]))
     weights = (values - values[:, :1]).exp()
     left = torch.ones_like(ids, dtype=torch.bool)
     if total is None:

@@ -99,6 +99,13 @@ class Company:
         return (torch.arange(longest, device=device) >= pads[:, None]).long()
 
 
+def kept_of_tokens(state: State) -> int:
+    """The bytes that a request's caches take for its tokens; 0: none that are known here."""
+    layers = [layer for name in state.cached for layer in getattr(state.kwargs[name], "layers", ())]
+    kept = [getattr(layer, name, None) for layer in layers for name in TOKENS]
+    return sum(each.nbytes for each in kept if isinstance(each, torch.Tensor))
+
+
 def _shared(members: Sequence[State]) -> tuple[dict[str, Any], str]:
     """What calls of all members are given alike, and the name of their cache."""
     names = members[0].cached

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from neustream.backends.transformers.joined import Company, NotAlike
+from neustream.backends.transformers.joined import Company, NotAlike, kept_of_tokens
 from neustream.backends.transformers.own import PLAIN, Own, State
 from neustream.backends.transformers.proof import (
     CLOSE,
@@ -28,6 +28,8 @@ NEW = 3
 """Tokens that `generate` is asked for in a trial."""
 SHORT = 8
 """Tokens of the text before noise."""
+NOISE_BYTES = 1 << 29
+"""What the keys and values of a trial's longest company may take, at most: longer contexts are not tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class _Trial:
         self._name = type(own.model).__name__
         text = config.get_text_config(decoder=True)
         self._longest = affordable(own.model, own.length - 1, getattr(text, "num_hidden_layers", None) or 1)
-        self._lengths = [n for n in lengths_of(text.to_dict(), own.length) if n <= own.length - 2]
+        longest = min(own.length, self._roomy())
+        self._lengths = [n for n in lengths_of(text.to_dict(), longest) if n <= longest - 2]
         self._whole = texts_of(text.to_dict(), self._longest)
         self._next = [token % known for token in (4, 7)]
         self._contexts: list[State] = []
@@ -190,6 +193,12 @@ class _Trial:
         return ""
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _roomy(self) -> int:
+        """The longest contexts of which a company is affordable, by what a short one keeps of each token."""
+        state = self._own.prefill(self._text(0, min(SHORT, self._longest)))
+        each = max(1, kept_of_tokens(state) // len(state.tokens))
+        return max(self._longest, NOISE_BYTES // (each * ROWS))
 
     def _generated(self, text: Sequence[int]) -> tuple[list[torch.Tensor], list[int]]:
         """What `generate` makes of a text: the logits behind it and behind each new token, and these tokens."""

@@ -2,9 +2,10 @@
 
 That draws an exponential for each token of the vocabulary; the token with the most `share / exponential` is it. On
 a CPU an exponential is `-log1p(-u)` of a `u` in float64, one behind the other from the generator. Here rows draw these
-numbers alone, and logarithms are made of tokens that may be it: `u` is never more than its exponential. Filters are
-asked of the token that is drawn, or computed of the likeliest ones. Where two tokens are nearly level, or the one
-is at the border of a filter, the stock call draws, from the same place of the stream.
+numbers alone. `u` is never more than its exponential, so no token of a few has more than the largest share of theirs
+over the smallest `u`: exponentials are made of those few that may have the one. Filters are asked of the token that is
+drawn, or computed of the likeliest ones. Where two tokens are nearly level, or the one is at the border of a filter,
+the stock call draws, from the same place of the stream.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from functools import cache, partial
 
 import torch
 
-from neustream.backends.transformers.draws import CLOSE, ROUNDING, Draws, Likeliest, chosen, filtered, likeliest
+from neustream.backends.transformers.draws import CLOSE, ROUNDING, SIDE, Draws, Likeliest, chosen, filtered, likeliest
 from neustream.backends.transformers.sampling import Sampling
 
 NEAR = 1e-5
 """Tokens whose scores differ by less, relative to them, are level: rounding is less than a tenth of it."""
-PIECE = 1 << 17
+PIECE = 1 << 18
 """Numbers that are drawn before tokens are chosen by them: they stay in a CPU's cache."""
-BLOCK = 128
-"""Columns of which only the best is looked at first."""
-
+FIRST = 4
+"""Blocks of each row, those that may have most, of which scores are computed before others are left out."""
 Best = Callable[[list[int], torch.Tensor], list[int | None]]
 """The tokens of some rows whose vocabulary has such numbers [rows, vocabulary]; None: it is not clear which."""
 
@@ -50,7 +50,7 @@ class _Drawing:
         self._sampling, self._logits, self._generators = sampling, logits, generators
         self._tokens: dict[int, int] = {}
         self._most: dict[int, float] = {}
-        """The largest share of each row that is known; not finite: none of its tokens has a probability."""
+        """The largest share or logit of each row that is known; not finite: none of its tokens has a probability."""
 
     @property
     def drawn(self) -> Draws:
@@ -67,10 +67,8 @@ class _Drawing:
         """Rows draw one of all tokens, where filters leave the likelier ones, if any: it counts if they leave it."""
         sampling, logits = self._sampling, self._logits
         if not (sampling.top_k or sampling.typical_p < 1 or any(sampling.said.draws)):
-            shares = _room.numbers("shares", *logits.shape)
-            torch.div(logits, sampling.temperature, out=shares)
-            torch.softmax(shares, -1, out=shares)
-            self._draw(self._open, shares, lambda at, uniforms: _inside(sampling, _rows(shares, at), uniforms))
+            every = _Blocks(logits, sampling.temperature)
+            self._draw(self._open, every.top[:, 0], lambda at, uniforms: _inside(sampling, every, at, uniforms))
 
     def of_what_is_left(self) -> None:
         """Rows draw of what the filters leave."""
@@ -91,9 +89,9 @@ class _Drawing:
             if math.isfinite(most):
                 self._tokens[row] = int(torch.multinomial(own, 1, generator=self._generators[row]))
 
-    def _draw(self, rows: list[int], shares: torch.Tensor, best: Best) -> None:
-        """Let those of `rows` draw whose `shares` [rows, columns] are some; `best` is given their places in `rows`."""
-        self._most |= zip(rows, shares.amax(-1).tolist(), strict=True)
+    def _draw(self, rows: list[int], most: torch.Tensor, best: Best) -> None:
+        """Let those of `rows` draw whose `most` [rows] is finite; `best` is given their places in `rows`."""
+        self._most |= zip(rows, most.tolist(), strict=True)
         places = [place for place, row in enumerate(rows) if math.isfinite(self._most[row])]
         size = max(PIECE // self._logits.shape[-1], 1)
         for first in range(0, len(places), size):
@@ -116,18 +114,53 @@ class _Drawing:
 def _of_what_is_left(
     sampling: Sampling, logits: torch.Tensor, rows: torch.Tensor, some: Likeliest | None
 ) -> tuple[torch.Tensor, Best]:
-    """What `rows` of `logits` draw from, and how the best of it is found."""
+    """The most of what `rows` of `logits` draw from, [rows], and how the best of it is found."""
     if some is None:
-        shares = filtered(sampling, chosen(logits, rows)).softmax(-1)
-        return shares, lambda at, uniforms: _best_of_all(_rows(shares, at), uniforms)
+        left = _Blocks(filtered(sampling, chosen(logits, rows)), 1.0)
+        return left.top[:, 0], lambda at, uniforms: _best_of_all(left, at, uniforms)
     doubtful = some.doubtful(sampling, logits.shape[-1])
     likely = some.shares * (some.left | doubtful)
-    return likely, lambda at, uniforms: _best_of_few(some.ids[at], likely[at], doubtful[at], uniforms)
+    return likely.amax(-1), lambda at, uniforms: _best_of_few(some.ids[at], likely[at], doubtful[at], uniforms)
 
 
-def _rows(shares: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Some rows, in order; neighbours are not copied."""
-    return shares[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < len(rows) else shares[rows]
+class _Blocks:
+    """Shares of tokens in relation to the likeliest of their row, SIDE of them that lie evenly apart as a block.
+
+    Args:
+        logits: [rows, columns]; those over the temperature count.
+
+    Attributes:
+        top: [rows, 1] the largest of them.
+        most: [rows, blocks] the largest share of each block.
+        inside: [SIDE] where a block's columns are behind its first, which has the block's own number.
+        rest: the columns that are in no block.
+    """
+
+    def __init__(self, logits: torch.Tensor, temperature: float) -> None:
+        self.logits, self._temperature = logits, temperature
+        blocks, columns = logits.shape[1] // SIDE, logits.shape[1]
+        high = self.apart(logits).amax(1)
+        behind = logits[:, blocks * SIDE :]
+        self.top = torch.cat([high, behind], 1).amax(-1, keepdim=True) / temperature
+        self.most = (high / temperature - self.top).exp_()
+        self.inside = torch.arange(SIDE) * blocks
+        self.rest = torch.arange(blocks * SIDE, columns)
+
+    @staticmethod
+    def apart(values: torch.Tensor) -> torch.Tensor:
+        """Values [rows, columns] as [rows, SIDE, blocks], without the rest."""
+        blocks = values.shape[1] // SIDE
+        return values[:, : blocks * SIDE].unflatten(1, (SIDE, blocks))
+
+    def shares(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The shares of some tokens."""
+        return (self.logits[rows, columns] / self._temperature - self.top[rows, 0]).exp_()
+
+    def all_shares(self, rows: list[int]) -> torch.Tensor:
+        """The shares of all tokens of some rows, [rows, columns], in memory that is used again."""
+        some = self.logits[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < len(rows) else self.logits[rows]
+        shares = torch.div(some, self._temperature, out=_room.numbers("shares", *some.shape))
+        return shares.sub_(self.top[rows]).exp_()
 
 
 class _Room(threading.local):
@@ -177,30 +210,31 @@ def _best_of_few(
     return [token if well else None for token, well in zip(tokens, clear.tolist(), strict=True)]
 
 
-def _best_of_all(shares: torch.Tensor, uniforms: torch.Tensor) -> list[int | None]:
-    """The best columns of each row of [rows, columns]; None: two are nearly level.
+def _best_of_all(all: _Blocks, rows: list[int], uniforms: torch.Tensor) -> list[int | None]:
+    """The best columns of some rows whose numbers are `uniforms` [rows, columns]; None: two are nearly level.
 
-    A share over its uniform is as good as a token can be: those are looked at for which this is no less than what
-    the best by it has.
+    Those blocks are looked at whose largest share over their smallest uniform is no less than what the best of some
+    blocks has.
     """
-    rows, columns = shares.shape
-    blocks = -(-columns // BLOCK)
-    at_most = _room.numbers("at most", rows, blocks * BLOCK)
-    at_most[:, columns:] = -1.0  # no token
-    torch.div(shares, at_most[:, :columns].copy_(uniforms), out=at_most[:, :columns])
-    at_most = at_most.view(rows, blocks, BLOCK)
-    peaks = at_most.amax(-1)
-    every, block = torch.arange(rows), peaks.argmax(-1)
-    best = block * BLOCK + at_most[every, block].argmax(-1)
-    least = shares[every, best] / _exponential(uniforms[every, best]) * (1 - NEAR)
-    row, block = (peaks >= least[:, None]).nonzero(as_tuple=True)
-    place, within = (at_most[row, block] >= least[row, None]).nonzero(as_tuple=True)
-    row, column = row[place], block[place] * BLOCK + within
-    scores = shares[row, column] / _exponential(uniforms[row, column])
-    found: list[list[tuple[float, int]]] = [[(0.0, 0)] for _ in range(rows)]
-    for at, token, score in zip(row.tolist(), column.tolist(), scores.tolist(), strict=True):
+    own = torch.tensor(rows)
+    at_most = all.most[own] / all.apart(uniforms).amin(1)
+
+    def scores(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        return all.shares(own[row], column) / _exponential(uniforms[row, column])
+
+    every, rest = torch.arange(len(rows))[:, None], all.rest.expand(len(rows), -1)
+    first = at_most.topk(min(FIRST, at_most.shape[1]), -1).indices
+    known = torch.cat([(first[:, :, None] + all.inside).flatten(1), rest], 1)
+    least = scores(every, known).amax(-1) * (1 - NEAR)
+    row, block = (at_most >= least[:, None]).nonzero(as_tuple=True)
+    row = torch.cat([row.repeat_interleave(SIDE), every.expand_as(rest).flatten()])
+    column = torch.cat([(block[:, None] + all.inside).flatten(), rest.flatten()])
+    scored = scores(row, column)
+    good = scored >= least[row]
+    found: list[list[tuple[float, int]]] = [[(0.0, 0)] for _ in rows]
+    for at, token, score in zip(row[good].tolist(), column[good].tolist(), scored[good].tolist(), strict=True):
         found[at].append((score, token))
-    return [_clear(scored) for scored in found]
+    return [_clear(some) for some in found]
 
 
 def _clear(scored: list[tuple[float, int]]) -> int | None:
@@ -209,14 +243,18 @@ def _clear(scored: list[tuple[float, int]]) -> int | None:
     return token if second < score * (1 - NEAR) and score < float("inf") else None
 
 
-def _inside(sampling: Sampling, shares: torch.Tensor, uniforms: torch.Tensor) -> list[int | None]:
-    """The best of all tokens of each row of [rows, vocabulary], if `top_p` and `min_p` surely leave it; else None."""
-    tokens = _best_of_all(shares, uniforms)
+def _inside(sampling: Sampling, all: _Blocks, rows: list[int], uniforms: torch.Tensor) -> list[int | None]:
+    """The best of all tokens of some rows, if `top_p` and `min_p` surely leave it; else None."""
+    tokens = _best_of_all(all, rows, uniforms)
     if sampling.top_p == 1 and not sampling.min_p:
         return tokens
-    own = shares.gather(1, torch.tensor([[token or 0] for token in tokens]))
-    inside = own[:, 0] >= sampling.min_p * shares.amax(-1) * (1 + CLOSE)
+    own = all.shares(torch.tensor(rows), torch.tensor([token or 0 for token in tokens]))
+    inside = own >= sampling.min_p * (1 + CLOSE)
     if sampling.top_p < 1:
-        before = shares.where(shares >= own, 0.0).sum(-1) - own[:, 0]  # and those that are as likely
-        inside &= before < sampling.top_p - 2 * ROUNDING * shares.shape[1] - CLOSE
+        part = sampling.top_p - 2 * ROUNDING * uniforms.shape[1] - CLOSE
+        shares = all.all_shares(rows)
+        total = shares.sum(-1)
+        for row, share in zip(shares, own.tolist(), strict=True):
+            torch.threshold_(row, share * (1 - CLOSE), 0.0)  # those that are likelier, and as likely
+        inside &= shares.sum(-1) - own < part * total
     return [token if well else None for token, well in zip(tokens, inside.tolist(), strict=True)]
