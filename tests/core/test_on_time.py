@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -319,8 +320,8 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
     def expected(who):
         own = [rows.count[who] * later, rows.context[who] * later, rows.kept[who], rows.kept[who]]
         spent = outlook.horizon.spent_by(outlook.needs + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
-        there = chances(newcomers.own, spent)
-        return chances(newcomers.others, spent).sum() + there[who].sum(), there
+        there = chances(rows.limits.later(), spent)
+        return chances(outlook.rows.limits.later(), spent).sum() + there[who].sum(), there
 
     taken, refused = newcomers.nobody, 0
     for index in range(20):
@@ -376,3 +377,22 @@ def test_a_newcomer_with_a_promise_for_its_first_output_alone_slows_nobody_later
 
     assert chosen()
     assert not chosen(step=0.0265)
+
+
+@pytest.mark.parametrize(("weight", "enough"), [(0.3, True), (1.0, False)])
+def test_who_adds_enough_beside_what_all_cost_together_does_whoever_of_the_others_comes(weight, enough):
+    """Twelve decode in 22 ms, nine in 19 ms: the three who come make one late that has 20.5."""
+    running = [ask(f"r{at}", first=0.53, step=0.05) for at in range(8)]
+    running.append(ask("tight", first=0.53, step=0.0205, weight=weight))
+    waiting = [ask(f"w{at}", arrival=0.5, first=1.0, step=0.05) for at in range(3)]
+    scheduler = scheduler_with(running, waiting, now=0.5, ends=[*range(5, 60, 5)] * 9)
+    model = model_queues(seen(scheduler, 0.5), "llm")
+    outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
+    newcomers = Newcomers(outlook, [], model.prefills, np.full(3, 0.012), 0.0, 1.0, beside=True)
+    assert newcomers.all_add == enough
+    for order in itertools.permutations(range(3)):
+        taken = newcomers.nobody
+        for index in order:
+            taken = newcomers.adds(taken, index, 0.012, [], refused=False) or taken
+        assert (taken.who.sum() == 3) == enough
+        assert not enough or taken.value < newcomers.nobody.value + 3  # they cost the tight one something

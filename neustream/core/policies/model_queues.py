@@ -168,7 +168,8 @@ def _queues(view: View, label: str) -> ModelQueues:
         at = queue[0].stage  # that of all of them
         assert at is not None
         (decodes if at.phase == "decode" else prefills).extend(queue)
-    prefills.sort(key=lambda job: not has_progress(job))
+    if any(job.call_outputs or job.computed for job in prefills):  # of thousands hardly any
+        prefills.sort(key=lambda job: not has_progress(job))
     stage = next(iter(view.queues.values()))[0].stage
     assert stage is not None
     profile = view.profiles[stage.name]

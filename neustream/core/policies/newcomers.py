@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import FOREVER, Floats
-from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances
+from neustream.core.policies.horizon import Floats
+from neustream.core.policies.on_time import DOOMED, Odds, Outlook
 from neustream.core.types import TICK
 
 WORTH = 0.4
@@ -38,8 +36,7 @@ class Taken:
     Attributes:
         needs: of all that run with them; ahead: seconds of their prompts in the coming step.
         who: 1 for each of them, else 0 [waiting]; last: who came last.
-        value: the weight that is expected to be on time, -1 as long as nobody asked; chance: that
-            of the last one.
+        value: the weight that is expected to be on time; chance: that of the last one.
         further: them with one more, by who that is and the seconds of its prompt.
     """
 
@@ -47,7 +44,7 @@ class Taken:
     ahead: float
     who: Floats
     last: int = 0
-    value: float = -1.0
+    value: float = 0.0
     chance: float = 1.0
     further: dict[tuple[int, float], Taken] = field(default_factory=dict)
 
@@ -65,6 +62,8 @@ class Newcomers:
 
     Attributes:
         weight: of each newcomer.
+        gains: what each adds if it comes alone, by its weight; all_add: whether each of them adds
+            enough, whoever of the others comes.
         nobody: none of them.
     """
 
@@ -78,18 +77,15 @@ class Newcomers:
         first: float,
         beside: bool,
     ) -> None:
-        horizon = outlook.horizon
-        self.horizon = horizon
+        horizon = self.horizon = outlook.horizon
         own = self._rows = horizon.rows(waiting, running=beside)
-        needs = outlook.needs
         # who fills the coming step looks at the next output of each
-        self.others = outlook.rows.limits.later()
-        # in a step beside the others they do not decode
-        self.own = own.limits.later() if beside else own.limits
+        others, needs = outlook.rows.limits.later(), outlook.needs
         if back:
             again = horizon.rows(back, running=False)
-            self.others = self.others.then(again.limits)
-            needs = needs + again.needed()
+            others, needs = others.then(again.limits), needs + again.needed()
+        # in a step beside the others they do not decode
+        self._odds = Odds(others.then(own.limits.later() if beside else own.limits))
         self._typical = own.needed() / len(waiting)
         self._each = own.needs.swapaxes(0, 1).copy()  # [waiting, 4, points]
         later = horizon.points > 0
@@ -107,43 +103,32 @@ class Newcomers:
         self._spent = horizon.spent_by(needs) if back else outlook.spent
         all_at_once = float(self._behind.sum() + (extra - self._behind).max())
         everybody = needs + self._each.sum(0), needs + PROBE * self._typical
-        self._most, self._probed = horizon.spent_by(
+        most, self._probed = horizon.spent_by(
             np.stack(everybody, axis=1), np.array([[all_at_once], [0.0]])
         )
-        self._tight = self._who_can_be_late()
         self.nobody = Taken(needs, 0.0, np.zeros(len(waiting)))
+        self.all_add = not self._odds.any_late(most)
+        self.gains = np.ones(len(waiting)) if self.all_add else self._compare(most)
 
-    def _who_can_be_late(self) -> NDArray[np.int64]:
-        """Those of the others who are not on time for certain if all newcomers come."""
-        late = self.others.time + TICK < self._most
-        return np.flatnonzero(late.any(1)) if late.any() else np.zeros(0, dtype=np.int64)
+    def _compare(self, most: Floats) -> Floats:
+        """What each adds if it comes alone, by its weight. Growth of steps is taken as linear.
 
-    @cached_property
-    def _watched(self) -> Odds:
-        """Those of the others who can be late, and the newcomers."""
-        return Odds(self.others.some(self._tight).then(self.own))
-
-    @cached_property
-    def _calm(self) -> tuple[Floats, float]:
-        """Of the others who cannot be late: the least time at each point, and their weight."""
-        calm = np.delete(np.arange(len(self._weight)), self._tight)
-        time = self.others.time.take(calm, 0).min(0, initial=FOREVER)
-        return time, float(self._weight[calm].sum())
-
-    def gains(self) -> Floats:
-        """What each adds if it comes alone, by its weight. Growth of steps is taken as linear."""
-        own, others, spent = self.own, self.others, self._spent
+        What all of them cost together, at most, is seen with it (`most`: seconds until each point
+        then): who adds enough beside that does so whoever of the others comes.
+        """
+        spent, running = self._spent, len(self._weight)
         growth = (self._probed - spent) / PROBE
         size = self._rows.context / np.maximum(self._typical[1], TICK)
         number = self._rows.count / np.maximum(self._typical[0], TICK)
         parts = np.clip(self._extra, None, np.maximum(self._first, PART * self._extra))
         after = spent + growth * (size + number) / 2 + parts[:, None]
-        own_chance = chances(own, after)
-        if not len(self._weight):
-            return own_chance
-        cases = Odds(others).by_case(np.concatenate([spent[None], after]))
-        with_it = cases[1:] @ self._weight
-        gain: Floats = own_chance - (cases[0] @ self._weight - with_it) / self.weight
+        chance = self._odds.by_case(np.concatenate([[spent, most], after]))
+        others, own = chance[:, :running] @ self._weight, chance[:, running:]
+        lost = float(others[0] - others[1] + (own[0] - own[1]) @ self.weight)
+        least = float((self.weight * own[1]).min())
+        self.nobody.value = float(others[0])
+        self.all_add = bool(own[1].min() >= DOOMED) and lost <= (1 - WORTH) * least
+        gain: Floats = np.diag(own[2:]) - (others[0] - others[2:]) / self.weight
         return gain
 
     def memory_time(self) -> Floats | None:
@@ -155,12 +140,6 @@ class Newcomers:
         steps = np.diff(self.horizon.held(self._needs), prepend=0.0)
         taken: Floats = np.maximum(kept @ steps / units, TICK)
         return taken
-
-    def all_in_time(self) -> bool:
-        """Whether nobody can be late if all of them come."""
-        if len(self._tight):
-            return False
-        return not (self.own.time + TICK < self._most).any()
 
     def seconds(self, taken: Taken, index: int) -> float:
         """What the prompt of one more takes in a step with those that were taken."""
@@ -204,8 +183,6 @@ class Newcomers:
             for index in behind[: ONE_BY_ONE - 1]:
                 yield self._and(taken, index, self.seconds(taken, index))
             return
-        if taken.value < 0:
-            yield taken
         for index in behind[: IN_LINE - 1]:
             after = self._and(after, index, self.seconds(after, index))
             yield after
@@ -215,20 +192,10 @@ class Newcomers:
         needs = np.array([case.needs for case in cases]).swapaxes(0, 1)
         ahead = np.array([case.ahead for case in cases])
         who = np.array([case.who for case in cases])
-        chance, others = self._chances(self.horizon.spent_by(needs, ahead[:, None]))
-        values = others + (chance * who) @ self.weight
-        for case, value, each in zip(cases, values.tolist(), chance.tolist(), strict=True):
+        chance = self._odds.by_case(self.horizon.spent_by(needs, ahead[:, None]))
+        running = len(self._weight)
+        values = chance[:, :running] @ self._weight
+        values += (chance[:, running:] * who) @ self.weight
+        for case, value, each in zip(cases, values.tolist(), chance, strict=True):
             case.value = value
-            case.chance = each[case.last]
-
-    def _chances(self, spent: Floats) -> tuple[Floats, Floats]:
-        """In each of several cases [cases, points] the chances of those who wait [cases, waiting],
-        and the weight of the others that is on time [cases]."""
-        tight = len(self._tight)
-        chance = self._watched.by_case(spent)
-        time, calm = self._calm
-        weight = calm + chance[:, :tight] @ self._weight[self._tight]
-        for case in np.flatnonzero(np.any(time + TICK < spent, axis=1)):
-            # a larger step takes less time: look at all
-            weight[case] = self._weight @ chances(self.others, spent[case])
-        return chance[:, tight:], weight
+            case.chance = float(each[running + case.last])

@@ -60,25 +60,19 @@ def expectations(
 
 
 def chances(rows: Limits, spent: Floats) -> Floats:
-    """The chance of each job to be on time, if the steps until each point take `spent`.
-
-    `spent`: [points], or [jobs, points]. [jobs] comes back.
-    """
+    """The chance of each job to be on time [jobs], if the steps until each point take `spent`
+    [points]."""
     late = rows.time + TICK < spent
     chance = np.ones(len(late))
     if not late.any():
         return chance
     jobs = np.flatnonzero(late.any(1))
     first = late[jobs].argmax(1)
-    points = rows.time.shape[1]
-    row = 0 if spent.ndim == 1 else jobs
-    at, by = jobs * points + first, row * points + first
     begun = first > 0  # else there is no time for the next output
-    before, until = at - begun, by - begun
-    time, used = rows.time.ravel(), spent.ravel()
-    under = time[before] - used[until] + TICK
-    over = time[at] - used[by] + TICK
-    last = rows.points[first - begun]
+    before = first - begun
+    under = rows.time[jobs, before] - spent[before] + TICK
+    over = rows.time[jobs, first] - spent[first] + TICK
+    last = rows.points[before]
     steps = last + under / np.maximum(under - over, TICK) * (rows.points[first] - last)
     chance[jobs] = np.where(begun, 1.0 - rows.left(jobs, steps), 0.0)
     return chance
@@ -94,6 +88,10 @@ class Odds:
         # at one more point, in front, no time is left: who is late at the first one has no chance
         self._time = np.concatenate([np.zeros((len(rows.time), 1)), self._limit], axis=1)
         self._points = np.concatenate([[0.0], rows.points])
+
+    def any_late(self, spent: Floats) -> bool:
+        """Whether somebody may be late in a case [points]."""
+        return bool((self._limit < spent).any())
 
     def by_case(self, spent: Floats) -> Floats:
         """The chance of each job in each case [cases, jobs], by `spent` [cases, points]."""

@@ -12,7 +12,7 @@ import numpy as np
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats, Horizon, points_to_end
 from neustream.core.policies.model_queues import has_progress, in_part
-from neustream.core.policies.newcomers import Newcomers
+from neustream.core.policies.newcomers import WORTH, Newcomers
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.steps import Step
 
@@ -96,19 +96,17 @@ class Worth:
             slack - plan.together,
             beside=bool(plan.alive),
         )
-        self._all_in_time = self._newcomers.all_in_time()
+        # whoever is asked first will be refused, as it seems
+        self._doubtful = float(self._newcomers.gains.max()) < WORTH
         self._order = list(range(len(waiting))) if by_deadline else self._by_gain(waiting)
         self.waiting = [waiting[index] for index in self._order]
-        self._taken = self._newcomers.nobody
-        self._refused = False
+        self._taken, self._refused = self._newcomers.nobody, self._doubtful
 
     def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
         """Prompts under way; then who adds most, to one digit; among those the most urgent."""
         plan = self._plan
-        gains = np.ones(len(waiting))
-        if not self._all_in_time:
-            gains = self._newcomers.gains().round(1)
-            gains[[has_progress(job) for job in waiting]] = 1.0
+        gains = self._newcomers.gains.round(1)
+        gains[[has_progress(job) for job in waiting]] = 1.0
         gains[[plan.dues[job] == math.inf for job in waiting]] = 0.0
         gains[[in_part(job) for job in waiting]] = math.inf
         order: list[int] = np.lexsort((-self._urgency(waiting), -gains)).tolist()
@@ -146,11 +144,11 @@ class Worth:
         return urgency
 
     def begin(self, part: PrefillPlan) -> None:
-        self._taken, self._refused = self._newcomers.nobody, False
+        self._taken, self._refused = self._newcomers.nobody, self._doubtful
 
     def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
         job = self.waiting[index]
-        if has_progress(job) or self._all_in_time:
+        if has_progress(job) or self._newcomers.all_add:
             return True
         place = self._order[index]
         seconds = self._newcomers.seconds(self._taken, place)

@@ -46,12 +46,14 @@ def calm(plan: StepPlan) -> bool:
     step = ROOM * (1 + plan.rule.margin) * dearest
     if plan.alive and plan.view.now + step > plan.due(plan.alive[0]):
         return False
-    ahead = plan.view.now + sum([max(plan.prompt_seconds(job), 0.0) for job in waiting])
-    promised = [*plan.alive, *waiting]
-    return all(
-        _on_time(job, plan.dues[job], ahead, step, most)
-        for job, most in zip(promised, outputs, strict=False)
-    )
+    promised = list(zip((*plan.alive, *waiting), outputs, strict=False))
+
+    def all_on_time(ahead: float) -> bool:
+        return all(_on_time(job, plan.dues[job], ahead, step, most) for job, most in promised)
+
+    if not all_on_time(plan.view.now):  # whatever prompts take
+        return False
+    return all_on_time(plan.view.now + sum([max(plan.prompt_seconds(job), 0.0) for job in waiting]))
 
 
 def _on_time(job: Job, due: float, ahead: float, step: float, most: int) -> bool:

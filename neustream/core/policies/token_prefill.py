@@ -15,6 +15,7 @@ from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode, in_part
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.token_admission import Admission, admission
+from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class PrefillFiller:
         part = PrefillPlan(decodes, self._slack(decodes), context=self._context(decodes))
         room = _Room(self.free, self.seats, list(self.late))
         self.admission.begin(part)
+        in_time = self._all_in_time(part)
         refused = 0
         passed = False  # somebody who was promised something stays outside
         for index, job in enumerate(self.admission.waiting):
@@ -105,7 +107,9 @@ class PrefillFiller:
             if passed and not promised and not in_part(job):
                 continue
             size = 0.0
-            if not self._short or self._finds(room, job):
+            if in_time and whole <= left:
+                size = whole
+            elif not self._short or self._finds(room, job):
                 size = self._size(part, job, min(whole, left), time)
             if not size or not self._fits(room, job, size):
                 passed = passed or promised
@@ -119,6 +123,22 @@ class PrefillFiller:
             if size == whole:
                 part.due = min(part.due, time)
         return part
+
+    def _all_in_time(self, part: PrefillPlan) -> bool:
+        """Whether a step with all who are tried is in time for each of them, and for the decodes:
+        then none of them has to be tried alone."""
+        plan, jobs = self.plan, self.admission.waiting
+        if not 1 < len(jobs) <= plan.model.seats - len(part.decodes):
+            return False
+        sizes = [plan.sizes[job] for job in jobs]
+        if sum(sizes) > self._tokens_left(part):
+            return False
+        pairs = zip(jobs, sizes, strict=True)
+        square = sum([(2 * job.computed + size) * size for job, size in pairs])
+        step = Step(len(jobs), sum(sizes), square, len(part.decodes), part.context)
+        expected, seconds = plan.expected_and_safe(step)
+        time = min(map(self._time, jobs))
+        return expected <= time + TICK and seconds <= min(part.slack, time) + TICK
 
     def _fits(self, room: _Room, job: Job, size: float) -> bool:
         """Whether there are blocks for so much of a prompt, and those that stay free beside it."""
