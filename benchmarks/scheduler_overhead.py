@@ -188,7 +188,7 @@ def texts(slos: Sequence[SLO], policy: str, count: int = 100) -> list[float]:
     for end in draw.randint(20, 300, 60).tolist():
         for outputs in range(1, end + 1):
             lengths.reached(outputs)
-        lengths.ended(end)
+        lengths.ended(end, 300)
     for request in promised[:RUNNING]:
         scheduler.submit(request, 0.0)
     now = 0.0

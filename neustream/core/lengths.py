@@ -40,14 +40,15 @@ class Lengths:
     a policy then budgets with the request's own.
 
     Attributes:
-        ends: generations that ended of themselves; filled: those that came to their maximum.
+        ends: generations that ended of themselves.
         far: outputs that some (`SEEN`) generations came to.
     """
 
-    __slots__ = ("_curves", "_ended", "_fresh", "_passed", "_reached", "ends", "far", "filled")
+    __slots__ = ("_by_most", "_curves", "_ended", "_fresh", "_passed", "_reached", "ends", "far")
 
     def __init__(self) -> None:
-        self.ends = self.filled = self.far = self._passed = 0
+        self.ends = self.far = self._passed = 0
+        self._by_most: dict[int, list[int]] = {}
         self._reached = [0] * 64
         self._ended = [0] * 64
         self._curves: dict[float, _Curve] = {}
@@ -63,14 +64,32 @@ class Lengths:
         if self._reached[index] == SEEN:
             self.far = max(self.far, index * BIN)
 
-    def ended(self, outputs: int) -> None:
-        """A generation ended of itself (not at its maximum) after `outputs`."""
+    def ended(self, outputs: int, most: int) -> None:
+        """A generation of at most so many outputs ended of itself, before that, after `outputs`."""
         self._ended[self._bin(outputs)] += 1
         self.ends += 1
+        self._by_most.setdefault(_power(most), [0, 0])[1] += 1
 
-    def full(self) -> None:
+    def full(self, most: int) -> None:
         """A generation came to its maximum."""
-        self.filled += 1
+        self._by_most.setdefault(_power(most), [0, 0])[0] += 1
+
+    @property
+    def filled(self) -> int:
+        """Generations that came to their maximum."""
+        return sum([full for full, _ in self._by_most.values()])
+
+    def _filling(self, most: float) -> float:
+        """The share of those with such a maximum that fill it.
+
+        Those with others say as much of it, each order of magnitude, as one generation would. Short
+        answers that fill a small maximum do not make long ones look as if they filled theirs.
+        """
+        power = _power(most)
+        others = [full / (full + ends) for at, (full, ends) in self._by_most.items() if at != power]
+        expected = (FILLED + sum(others)) / (1 + len(others))
+        full, ends = self._by_most.get(power, (0, 0))
+        return (full + expected) / (full + ends + 1)
 
     def _bin(self, outputs: int) -> int:
         """The bin of a number of outputs; there are bins up to it from now on."""
@@ -114,8 +133,7 @@ class Lengths:
         reached, ended = np.zeros(bins), np.zeros(bins)
         reached[: len(self._reached)] = self._reached
         ended[: len(self._ended)] = self._ended
-        full = (self.filled + FILLED) / (self.filled + self.ends + 1)
-        prior = PRIOR * _guessed(most, full, bins)
+        prior = PRIOR * (_guessed(most, self._filling(most), bins) if most < np.inf else 0.0)
         hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
         survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
         return np.concatenate([[1.0], survival])
@@ -202,18 +220,18 @@ class _Curve(NamedTuple):
     sums: Floats
 
 
+def _power(most: float) -> int:
+    """The order of magnitude of a maximum, by twos."""
+    return math.ceil(math.log2(max(most, 1.0)))
+
+
 def _some(ends: int) -> int:
     """Ends after which curves are computed anew."""
     return min(max(ends // 8, 1), REFRESH)
 
 
 def _guessed(most: float, full: float, bins: int) -> Floats:
-    """The hazard of each bin: a share `full` goes on to `most`, others are log-uniform up to it.
-
-    0 if that is inf.
-    """
-    if most == np.inf:
-        return np.zeros(bins)
+    """The hazard of each bin: a share `full` goes on to `most`, others are log-uniform up to it."""
     edges = np.maximum(np.arange(bins + 1) * float(BIN), 1.0)
     left = np.log(np.maximum(most / edges, 1.0)) / np.log(max(most, 2.0))
     survival = full + (1.0 - full) * left

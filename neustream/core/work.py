@@ -58,10 +58,11 @@ def learn_length(job: Job, left: Stage, lengths: Lengths) -> None:
         for name, stage in job.request.graph.stages.items()
         if stage is not left and stage.model == left.model and stage.phase == "decode"
     ]
-    if job.calls_here(left.name) + sum(map(job.calls_here, decodes)) > 1:
-        lengths.ended(job.call_outputs)
+    missing = job.calls_here(left.name) + sum(map(job.calls_here, decodes)) - 1
+    if missing > 0:
+        lengths.ended(job.call_outputs, job.call_outputs + missing)
     else:
-        lengths.full()
+        lengths.full(job.call_outputs)
 
 
 class Walk:

@@ -48,7 +48,7 @@ def test_of_generations_that_begin_one_a_step_those_are_there_that_have_not_ende
     for end in (10, 25, 60) * 20:
         for outputs in range(1, end + 1):
             lengths.reached(outputs)
-        lengths.ended(end)
+        lengths.ended(end, 100)
     curve = lengths.curve(100.0)
     left = [curve[min(age, len(curve) - 1)] for age in range(steps)]
     there, outputs = lengths.joined(np.array([float(steps)]), 100.0)

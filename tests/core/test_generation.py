@@ -129,12 +129,12 @@ def test_the_least_outputs_are_no_more_than_any_end_was_seen_behind():
     for end in (3, 5, 12, 20):
         for outputs in range(1, end + 1):
             lengths.reached(outputs)
-        lengths.ended(end)
+        lengths.ended(end, 1000)
     assert lengths.least(0, 0.02) == 0.0, "few were seen"
     for _ in range(SEEN):
         for outputs in range(1, 31):
             lengths.reached(outputs)
-        lengths.ended(30)
+        lengths.ended(30, 1000)
     assert lengths.far == 24
     assert lengths.least(0, 0.02) == 0.0, "some ended with their third output"
     assert lengths.least(0, 0.5) == 24.0 and lengths.within(0, [0.02, 0.5]) == [8.0, 32.0], "they end in that bin"
@@ -151,7 +151,7 @@ def test_lengths_learn_the_share_that_goes_on_and_do_not_forget_who_was_given_up
         for outputs in range(1, min(end, cut) + 1):
             lengths.reached(outputs)
         if end <= cut:
-            lengths.ended(end)
+            lengths.ended(end, 1000)
     for outputs in (40, 80, 120):
         assert lengths.survival()[outputs // BIN] == pytest.approx(1 - outputs / 160, abs=0.05)
     ahead = lengths.ahead(np.array([0.0, 80.0]), np.array([0.0, 40.0]))
@@ -208,7 +208,7 @@ def test_a_total_is_given_up_for_outputs_that_all_were_seen_to_make_but_for_no_o
         scheduler.submit(ask("a", 20, most, SLO(total=0.6)), 0.0)
         lengths = taught(scheduler, "llm", came_to, times)
         if end is not None:
-            lengths.ended(end)
+            lengths.ended(end, most)
         return ids(seen(scheduler).hopeless())
 
     assert given_up(100, 100) == ["a"]  # 100 take 1 s

@@ -132,7 +132,7 @@ def test_ours_gives_up_whole_generations_that_usually_do_not_end_in_time():
     for _ in range(40):  # decodes of 10 ms
         for outputs in range(1, 301):
             scheduler.recent.lengths_of("llm").reached(outputs)
-        scheduler.recent.lengths_of("llm").ended(300)
+        scheduler.recent.lengths_of("llm").ended(300, 500)
     for request in asked:
         scheduler.submit(request, 0.0)
     decision = POLICIES["priced"]().decide(seen(scheduler))

@@ -63,7 +63,7 @@ def test_usual_lengths_of_many_are_those_of_each():
     for end in [5, 17, 30, 44, 44, 90, 200, 201, 350] * 6:
         for outputs in range(1, end + 1):
             lengths.reached(outputs)
-        lengths.ended(end)
+        lengths.ended(end, 500)
     outputs = np.arange(0, 500, 3)
     curve = lengths.survival()
 

@@ -32,7 +32,7 @@ def test_lengths_that_nobody_saw_are_of_every_order_of_magnitude_up_to_the_maxim
     for _ in range(500):
         for reached in range(1, 41):
             lengths.reached(reached)
-        lengths.ended(40)
+        lengths.ended(40, 4096)
     assert lengths.ahead(np.array([0.0]), np.array([32.0, 80.0]), 4096.0)[0] == pytest.approx([1, 0], abs=0.1)
 
 
@@ -64,8 +64,8 @@ def test_generations_that_go_on_speak_against_short_lengths_before_any_ended():
 def test_where_maxima_are_filled_nobody_is_guessed_to_end_before():
     short, full = Lengths(), Lengths()
     for _ in range(30):
-        short.ended(1)
-        full.full()
+        short.ended(1, 4096)
+        full.full(4096)
     points = np.array([512.0])
     assert full.ahead(np.array([64.0]), points, 4096.0)[0, 0] > 0.97
     assert short.ahead(np.array([64.0]), points, 4096.0)[0, 0] == pytest.approx(0.5, abs=0.05)  # 3 of 6 powers left

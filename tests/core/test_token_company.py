@@ -36,7 +36,7 @@ def running_beside(waiting, spare, steps=DEAR):
     for _ in range(50):
         for outputs in range(1, 51):
             lengths.reached(outputs)
-        lengths.ended(50)
+        lengths.ended(50, 100)
     for at in range(4):
         scheduler.submit(ask(f"r{at}", first=spare - 0.03, step=0.03), 0.0)
     batch = scheduler.next_batch("gpu", 0.0, instead=Hand(lambda view: Decision(view.jobs)))

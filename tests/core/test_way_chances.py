@@ -77,7 +77,7 @@ def test_a_generation_may_get_as_long_as_any_before_it():
     for outputs in (16, 32, 64, 128) * 8:
         for made in range(1, outputs + 1):
             lengths.reached(made)
-        lengths.ended(outputs)
+        lengths.ended(outputs, MOST)
     fresh = likely(lengths, 0, MOST)
     assert len(fresh) == len(SHARES) and fresh[0] <= 24 and 120 <= fresh[-1] <= 136
     assert (np.diff(fresh) > 0).all()
@@ -85,12 +85,26 @@ def test_a_generation_may_get_as_long_as_any_before_it():
     assert likely(lengths, 0, 20).max() == 20 and likely(None, 0, 1).tolist() == [1.0] * len(SHARES)
 
 
+def test_short_answers_that_fill_their_maximum_do_not_make_long_ones_fill_theirs():
+    """Chats of 18 outputs fill 18; plans of at most 440 end by themselves."""
+    lengths, plans = Lengths(), Lengths()
+    for known, chats in ((lengths, 80), (plans, 0)):
+        for outputs, most, times in ((18, 18, chats), (88, 440, 5)):
+            for _ in range(times):
+                for made in range(1, outputs + 1):
+                    known.reached(made)
+                known.full(most) if outputs == most else known.ended(outputs, most)
+    assert (lengths.ends, lengths.filled) == (5, 80)
+    assert np.median(likely(plans, 96, 344)) <= np.median(likely(lengths, 96, 344)) < 300
+    assert likely(lengths, 8, 10).min() == 10, "of their own kind all fill it"
+
+
 def test_chances_at_points_of_each_are_those_at_common_points():
     lengths = Lengths()
     for outputs in (16, 32, 64, 128) * 8:
         for made in range(1, outputs + 1):
             lengths.reached(made)
-        lengths.ended(outputs)
+        lengths.ended(outputs, MOST)
     made, horizon = np.array([0.0, 40.0, 500.0]), np.array([0.0, 20.0, 90.0, 900.0])
     each = np.broadcast_to(horizon, (3, 4))
     assert (lengths.lasts(made, each, MOST) == lengths.ahead(made, horizon, MOST)).all()

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from hand import Hand, ids, seen
 
 from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Stage, seq
@@ -10,7 +11,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.policies import EDF, Priced, TokenDeadlines
 from neustream.core.policies.way_rooms import Room
 from neustream.core.policies.whole_way import WholeWay
-from neustream.core.policy import Pool
+from neustream.core.policy import Decision, Pool
 from neustream.core.profile import LinearProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.steps import StepProfile
@@ -67,6 +68,44 @@ def test_a_maximum_that_nobody_comes_to_keeps_nobody_out():
     ends = {"first": 20, "second": 100}
     counts = served(Priced(), gap=0.5, count=20, params=far, memory=4000, ends=ends)
     assert counts["on_time"] >= 15
+
+
+def burst(*asked, running=(), more=20):
+    """What is decided first of `asked` requests, prompt and total of each; `running` are at their second output.
+
+    Each has a second call of at most `more` outputs, and 200 such made all of them.
+    """
+    first = llm("first", prompt="first", max_tokens="outputs")
+    graph = Graph("agent", seq(first, llm("second", prompt="first", max_tokens="more")))
+    pools = [
+        Pool("first", ("first.prefill", "first.decode"), kv_caches={"first": KVCache(20, 16)}),
+        Pool("second", ("second.prefill", "second.decode")),
+    ]
+    profiles = {**llm_profiles("first", STEPS), **llm_profiles("second", STEPS)}
+    scheduler = Scheduler(
+        pools, {name: Hand(lambda view: Decision(view.jobs)) for name in ("first", "second")}, profiles
+    )
+    for _ in range(200):
+        scheduler.recent.lengths_of("second").full(more)
+    params = {"outputs": 500, "more": more}
+    for at, (prompt, total) in enumerate(running):
+        scheduler.submit(Request(f"r{at}", graph, 0.0, SLO(total), {**params, "first": prompt}), 0.0)
+    if running:
+        batch = scheduler.next_batch("first", 0.0)
+        scheduler.finish(batch, [{"ended": False} for _ in batch.jobs], 0.05)
+    for at, (prompt, total) in enumerate(asked):
+        scheduler.submit(Request(f"w{at}", graph, 0.05, SLO(total), {**params, "first": prompt}), 0.05)
+    return Priced().decide(seen(scheduler, 0.05, pool="first"))
+
+
+def test_in_a_first_burst_the_first_due_comes_first_though_others_cost_less():
+    decision = burst((30, 9.5), (20, 9.6), (200, 9.0))
+    assert ids(decision.jobs)[0] == "w2"
+
+
+def test_nobody_is_given_up_who_costs_nobody_else_anything():
+    """By what second calls took, none that runs looks as if it would be in time."""
+    assert not burst((20, 4.0), running=[(30, 4.0)] * 3, more=500).drop
 
 
 def test_a_request_that_needs_more_memory_than_there_is_ends():

@@ -25,7 +25,7 @@ def scheduler_with(running=(), waiting=(), now=0.0, ends=(), blocks=None):
     for end in ends:
         for outputs in range(1, end + 1):
             scheduler.recent.lengths_of("llm").reached(outputs)
-        scheduler.recent.lengths_of("llm").ended(end)
+        scheduler.recent.lengths_of("llm").ended(end, 512)
     for request in running:
         scheduler.submit(request, request.arrival)
     if running:

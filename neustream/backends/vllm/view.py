@@ -330,9 +330,9 @@ class ViewBuilder:
                 lengths.reached(index + 1)
             if id not in alive:
                 if job.seen < job.most:
-                    lengths.ended(job.seen)
+                    lengths.ended(job.seen, job.most)
                 else:
-                    lengths.full()
+                    lengths.full(job.most)
                 del self.jobs[id]
 
     def ran(self, expected: float, seconds: float, unpromised: float, share: float = 0.0) -> None:

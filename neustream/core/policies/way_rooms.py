@@ -21,6 +21,8 @@ from neustream.core.types import TICK
 Floats = NDArray[np.float64]
 AGAIN = 6
 """Decodes after which it is looked again who may join, if nobody came or went."""
+TIGHT = 1.25
+"""Times what it would have cost a pool that a request costs which has hardly any time left."""
 KEPT = 1024
 """Requests whose worth is kept at most."""
 
@@ -185,3 +187,23 @@ class ScarcePrice:
         if not self._pool:
             seconds = max([leg.charge(stretch) for leg in legs], default=0.0)
         return job.weight / seconds if seconds > 0 else math.inf
+
+
+def planned(job: Job) -> float:
+    """Times what it takes alone that it had when it came."""
+    return max(job.slo.total / max(job.alone_s, TICK), 1.0)
+
+
+def begun_first(job: Job) -> tuple[bool, float]:
+    """Those that have begun, who has to start first in front; then the latest."""
+    new = not job.begun
+    return new, -job.arrival if new else job.due - job.remaining_s
+
+
+def tight(legs: Sequence[Leg], job: Job, now: float) -> bool:
+    """Whether it has waited so long that it would cost much more here than when it came."""
+    if not legs:
+        return False
+    own = legs[0]
+    here = (job.due - sum([leg.alone for leg in legs[1:]]) - now) / own.alone
+    return own.charge(max(here, 1.0)) > TIGHT * own.charge(planned(job))

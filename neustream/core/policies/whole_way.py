@@ -24,7 +24,17 @@ from neustream.core.policies.newcomers import WORTH
 from neustream.core.policies.on_time import DOOMED
 from neustream.core.policies.way_ahead import Leg, applies, go_on, likely
 from neustream.core.policies.way_forecast import Forecast, Way, turns_of, way_of
-from neustream.core.policies.way_rooms import AGAIN, Ahead, KnownLegs, Looked, Room, ScarcePrice
+from neustream.core.policies.way_rooms import (
+    AGAIN,
+    Ahead,
+    KnownLegs,
+    Looked,
+    Room,
+    ScarcePrice,
+    begun_first,
+    planned,
+    tight,
+)
 from neustream.core.policies.way_run import OTHERS, Row, Run, row_of
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.steps import Step
@@ -37,8 +47,6 @@ SPARE_SCARCE = 0.5
 """The same where that pool is the scarcest, of those of which it is not known how long they get."""
 BEHIND = 0.05
 """Share of what one of these has to spare for its call by which it may be behind an even way."""
-TIGHT = 1.25
-"""Times what it would have cost a pool that a request costs which has hardly any time left."""
 TRIES = 8
 """Waiting prompts that do not fit before no more are tried in a decision."""
 
@@ -49,9 +57,10 @@ class WholeWay:
 
     1. Who cannot be in time even alone is given up.
     2. Each of the others has a *chance* to be in time, by how long generations have been getting
-       here and further on (`way_run.py`). While some wait, those who run and have hardly any, or
-       cost the others more than that, are given up. Branches of a request that needs them all have
-       one chance, the least of theirs, and cost the others what all of them do.
+       here and further on (`way_run.py`). While some wait, those who run and cost the
+       others more than that are given up; where it is known how long they get, also those with
+       hardly any. Branches of a request that needs them all have one
+       chance, the least of theirs, and cost the others what all of them do.
     3. All who run decode. A prompt joins them if all of it and of them is expected to have memory
        to the end, and the number in time is expected to rise by two fifths of its own chance, where
        half of the time that each has to spare is for others further on.
@@ -60,6 +69,9 @@ class WholeWay:
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
        A branch has begun with the first branch of its request: one is worth nothing without the
        others. What follows their join takes time that each has to spare, and is charged to none.
+       As long as that time is worth nothing (in a first burst, and while all fit), and it is not
+       known how long generations get, nothing says that not all fit: then nobody is refused for
+       room further on, and who has to start first is in front of all new ones.
     5. What all these leave of the memory is for others, the latest first: outputs that come soon
        are worth something even of a request that will probably not be in time in the end. Where it
        is known how long generations get, one joins only if it is not behind an even way, on which
@@ -158,7 +170,11 @@ class _Step:
         return self._ahead(job).legs
 
     def _give_up_late(self) -> None:
-        """Those with hardly a chance, or who cost the others more than theirs; the least first."""
+        """Those who cost the others more than their own chance; the least first.
+
+        And those with hardly any, if it is known how long they get. Else who costs nobody stays:
+        what looks hopeless may rest on maxima that nobody comes to.
+        """
         while len(self.run.rows) > 1:
             chances = self.run.chances(self.run.hard)
             worths = self.run.worths(chances)
@@ -168,12 +184,12 @@ class _Step:
             if not others.rows:
                 return
             least = min(rows, key=chances.__getitem__)
-            own, weight = float(worths[worst]), float(self.run.weight[least])
+            row = self.run.rows[least]
+            doomed = row.known and worths[worst] < DOOMED * row.job.weight
             rest = others.worths(others.chances(others.hard))
-            gain = float(rest.sum()) - float(worths.sum()) + own
-            if own >= DOOMED * weight and gain <= own:
+            if not doomed and float(rest.sum()) <= float(worths.sum()) + TICK:
                 return
-            job = self.run.rows[least].job
+            job = row.job
             self.drop[job] = "shed: it cannot be in time beside the others, and some wait"
             self.run = others
 
@@ -221,14 +237,22 @@ class _Step:
         if not waiting:
             return
         if self.forecast is not None:
-            for job in sorted(waiting, key=_begun_first):
+            for job in sorted(waiting, key=begun_first):
                 yield job, 1.0
             return
         price = self.view.memo.setdefault(ScarcePrice, ScarcePrice())
         price.learn(self.view, waiting)
-        worth = {job: price.density(self._legs(job), _planned(job), job) for job in waiting}
         least = self.price * price.price
-        chosen = [job for job in waiting if worth[job] >= least and not self._tight(job)]
+        if not least and any(not self._row(job).known for job in waiting):
+            for job in sorted(waiting, key=lambda job: (not job.begun, job.due - job.remaining_s)):
+                yield job, 1.0
+            return
+        worth = {job: price.density(self._legs(job), planned(job), job) for job in waiting}
+        chosen = [
+            job
+            for job in waiting
+            if worth[job] >= least and not tight(self._legs(job), job, self.view.now)
+        ]
         begun = [job for job in chosen if job.begun]
         tried = set()
         for job in sorted(begun, key=lambda job: job.due - job.remaining_s):
@@ -245,15 +269,6 @@ class _Step:
             if job not in tried:
                 half = price.scarce(self.view) and not self._row(job).known
                 yield job, SPARE_SCARCE if half else SPARE
-
-    def _tight(self, job: Job) -> bool:
-        """Whether it has waited so long that it would cost much more here than when it came."""
-        legs = self._legs(job)
-        if not legs:
-            return False
-        own = legs[0]
-        here = (job.due - sum([leg.alone for leg in legs[1:]]) - self.view.now) / own.alone
-        return own.charge(max(here, 1.0)) > TIGHT * own.charge(_planned(job))
 
     def _fits(self, job: Job, seconds: float, share: float) -> bool:
         """Whether it has memory to its end beside the others, and adds to who is in time."""
@@ -381,14 +396,3 @@ class _Step:
         most = float(max(job.calls_here(f"{job.stage.model}.decode"), 1))
         left = likely(self.view.lengths.get(job.stage.model), job.call_outputs, most)
         return min(float(left.mean()) / legs[0].decodes, 1.0)
-
-
-def _planned(job: Job) -> float:
-    """Times what it takes alone that it had when it came."""
-    return max(job.slo.total / max(job.alone_s, TICK), 1.0)
-
-
-def _begun_first(job: Job) -> tuple[bool, float]:
-    """Those that have begun, who has to start first in front; then the latest."""
-    new = not job.begun
-    return new, -job.arrival if new else job.due - job.remaining_s
