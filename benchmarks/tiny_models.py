@@ -56,6 +56,8 @@ LATENT = {"q_lora_rank": 16, "kv_lora_rank": 32, "num_attention_heads": 2, "num_
 LATENT |= {"head_dim": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 16}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0] * 8, **ROPE}
 LONG |= {"original_max_position_embeddings": 16, "factor": 4.0}
+INDEXED = {"index_topk": 16, "index_n_heads": 64}
+"""Attention to 16 tokens. With few heads many scores are 0, and which of these are among the 16 is nobody's choice."""
 CHANGES: dict[str, Mapping[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_local_experts": 4},
@@ -63,10 +65,12 @@ CHANGES: dict[str, Mapping[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dory": {"n_input_layers": 1, "n_output_layers": 1, "n_recurrent_layers": 2},
     "dots3_note": {"text_config": {"num_key_value_heads": 4}, "num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4, "index_topk": 16, "per_layer_config": {1: LATENT, 3: LATENT}},
+    "deepseek_v32": INDEXED,
+    "dots3_note_text": {"num_key_value_heads": 4, **INDEXED, "per_layer_config": {1: LATENT, 3: LATENT}},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 128},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "glm_moe_dsa": INDEXED,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
