@@ -4,7 +4,6 @@
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py fixed [--dtype bfloat16] [--requests 48] [--rounds 3]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py sampling [--rows 64] [--vocabulary 32000]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py recorded [--rounds 60]
-    OMP_NUM_THREADS=1 python benchmarks/served_texts.py linear [--model small] [--rounds 30]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py storm [--requests 2000] [--threads 16]
 
 `checks`: medians in microseconds of what is looked at to see that a model is still the one that was
@@ -22,10 +21,6 @@ the spread that those of trained models have.
 `recorded`: calls of Llamas of 2 layers, 128 wide, and of 8 layers, 512 wide, as torch's tracer took them
 down and as the model makes them, in turns: medians in milliseconds, by what is in the call.
 
-`linear`: what a model's linear layers alone allow, as the stock library has them and in oneDNN's layout, beside
-decodes of the whole model: medians in milliseconds, and tokens per second if a step were that and nothing else; and
-with what a prompt of 71 tokens takes in these layers for each 55 outputs, which `text.py` has in the mean.
-
 `storm`: that many threads submit requests, of which one in twenty has arguments that are none, one
 in twenty a callback that raises, one in twenty a temperature at which no token has a probability,
 and one in ten is cancelled. Each must be answered once. Tokens of the good ones must be those of the
@@ -35,7 +30,6 @@ stock `generate`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import random
 import statistics
@@ -50,7 +44,6 @@ import transformers
 from all_causal_models import Flat
 from arguments import at_least_one
 from rich.console import Console
-from text_models import MODELS, made
 
 import neustream as ns
 from neustream.analysis.tables import new_table
@@ -307,10 +300,6 @@ def storm(args: argparse.Namespace) -> None:
         raise SystemExit("the storm did harm")
 
 
-AT_ONCE = (1, 8, 16, 32)
-"""Decodes of a step of `linear`."""
-PROMPT, OUTPUTS = 71, 55
-"""Tokens of a request of `text.py`, in the mean."""
 CALLS: dict[str, list[Row]] = {
     **{f"{count} decodes": [Row(at, 100 + 3 * at, [5 + at]) for at in range(count)] for count in (1, 2, 8, 32)},
     "prompt of 65": [Row(0, 0, list(range(5, 70)))],
@@ -335,46 +324,6 @@ def recorded(args: argparse.Namespace) -> None:
         Console().print(table)
 
 
-def linear(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    model = made(args.model)
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    served = LanguageModel(model, slots=max(AT_ONCE), max_len=256)
-    columns = ["stock layers", "laid out", "whole step", "laid out, with prompts"]
-    table = new_table(f"{args.model}: ms, and tokens/s", "decodes", columns)
-    prompt = _layers_alone(served, layers, [PROMPT if layer is not layers[-1] else 1 for layer in layers], args.rounds)[
-        1
-    ]
-    for rows in AT_ONCE:
-        medians = list(_layers_alone(served, layers, [rows] * len(layers), args.rounds))
-        decodes = [Row(slot, 64, [slot + 4]) for slot in range(rows)]
-        medians.append(_median(lambda decodes=decodes: served.forward(decodes), args.rounds))  # type: ignore[misc]
-        with_prompts = OUTPUTS / (OUTPUTS * medians[1] / rows + prompt)
-        cells = [f"{median * 1e3:.1f}, {rows / median:.0f}" for median in medians]
-        table.add_row(str(rows), *cells, f"{with_prompts:.0f}")
-    Console().print(table)
-
-
-def _layers_alone(served: LanguageModel, layers: list[Any], rows: list[int], rounds: int) -> tuple[float, float]:
-    """Seconds of linear layers with so many rows each: as the stock library has them, and as they are laid out."""
-    inputs = [torch.randn(count, layer.in_features) for count, layer in zip(rows, layers, strict=True)]
-    stock = _median(lambda: _each(layers, inputs), rounds)
-    with served.prepacked.used() if served.prepacked else contextlib.nullcontext():
-        return stock, _median(lambda: _each(layers, inputs), rounds)
-
-
-def _median(work: Callable[[], object], rounds: int) -> float:
-    for _ in range(WARM):
-        work()
-    return micros(work, rounds) / 1e6
-
-
-@torch.inference_mode()
-def _each(layers: list[Any], inputs: list[torch.Tensor]) -> None:
-    for layer, given in zip(layers, inputs, strict=True):
-        layer(given)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -391,10 +340,6 @@ def main() -> None:
     of_sampling.add_argument("--vocabulary", type=at_least_one, default=32_000)
     of_sampling.add_argument("--rounds", type=at_least_one, default=30)
     of_sampling.set_defaults(run=sampling)
-    of_linear = commands.add_parser("linear")
-    of_linear.add_argument("--model", default="small", choices=MODELS)
-    of_linear.add_argument("--rounds", type=at_least_one, default=30)
-    of_linear.set_defaults(run=linear)
     of_recorded = commands.add_parser("recorded")
     of_recorded.add_argument("--rounds", type=at_least_one, default=60)
     of_recorded.set_defaults(run=recorded)
