@@ -69,9 +69,6 @@ class WholeWay:
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
        A branch has begun with the first branch of its request: one is worth nothing without the
        others. What follows their join takes time that each has to spare, and is charged to none.
-       As long as that time is worth nothing (in a first burst, and while all fit), and it is not
-       known how long generations get, nothing says that not all fit: then nobody is refused for
-       room further on, and who has to start first is in front of all new ones.
     5. What all these leave of the memory is for others, the latest first: outputs that come soon
        are worth something even of a request that will probably not be in time in the end. Where it
        is known how long generations get, one joins only if it is not behind an even way, on which
@@ -243,10 +240,6 @@ class _Step:
         price = self.view.memo.setdefault(ScarcePrice, ScarcePrice())
         price.learn(self.view, waiting)
         least = self.price * price.price
-        if not least and any(not self._row(job).known for job in waiting):
-            for job in sorted(waiting, key=lambda job: (not job.begun, job.due - job.remaining_s)):
-                yield job, 1.0
-            return
         worth = {job: price.density(self._legs(job), planned(job), job) for job in waiting}
         chosen = [
             job
