@@ -185,6 +185,41 @@ def test_caches_that_keep_positions_too_are_exact_in_any_company():
     assert drive.shuffle(jobs, 1, chunk=9, evict=0.1) == wanted
 
 
+SPARSE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "index_topk": 8,
+    "index_head_dim": 16,
+}
+
+
+@pytest.mark.parametrize(("heads", "picked", "batched"), [(4, 8, False), (64, 8, True), (4, 64, True)])
+def test_attention_that_picks_among_equal_scores_is_computed_one_by_one(heads, picked, batched):
+    """With few heads many scores are 0, and the stock library picks among them by where they are in a call."""
+    sizes = {**SPARSE, "index_n_heads": heads, "index_topk": picked}
+    drive = Drive(made("deepseek_v32", "eager", **sizes), max_len=64)
+    way = drive.texts.model.way
+    assert way.batched == batched and ("an index of 4 heads" in way.why) != batched
+    stock = drive.texts.model.model
+    wanted = [alone(stock, prompt, MAX, eos_token_id=-1) for prompt in prompts(6)]
+    jobs = [drive.job(prompt, MAX, ignore_eos=True) for prompt in prompts(6)]
+    assert drive.shuffle(jobs, 1, chunk=9, evict=0.1) == wanted
+
+
 @pytest.mark.parametrize("sampling", [{}, {"repetition_penalty": 1.7}, {"temperature": 0.9, "seed": 3}])
 def test_an_encoder_reads_the_prompt_and_a_decoder_answers(sampling):
     torch.manual_seed(0)

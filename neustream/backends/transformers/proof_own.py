@@ -30,6 +30,8 @@ SHORT = 8
 """Tokens of the text before noise."""
 NOISE_BYTES = 1 << 29
 """What the keys and values of a trial's longest company may take, at most: longer contexts are not tried."""
+HEADS = 16
+"""Of an index that picks tokens: a score is a sum over heads of what is above 0, so with fewer heads many are 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,22 @@ def prove_own(own: Own, known: int, why: str) -> Way:
     return Way(not joins, not parts, f"{why}; {joins}" if joins else why)
 
 
+def ties_of(text: Any, length: int) -> str:
+    """Why the stock library's choice of the tokens that attention sees is no model's; "" if it is.
+
+    Args:
+        text: the config of a language model; its attention may pick `index_topk` tokens by a score (DeepSeek V3.2).
+        length: the longest context.
+    """
+    heads, picked = getattr(text, "index_n_heads", None), getattr(text, "index_topk", None)
+    if heads is None or picked is None or heads >= HEADS or picked >= length:
+        return ""
+    return (
+        f"its attention picks {picked} tokens by an index of {heads} heads, under {HEADS}: many scores are 0, and "
+        "which of these are picked depends on what else is in a call"
+    )
+
+
 class _Trial:
     """Trials of one model."""
 
@@ -91,6 +109,7 @@ class _Trial:
         self._encodes = bool(config.is_encoder_decoder)
         self._name = type(own.model).__name__
         text = config.get_text_config(decoder=True)
+        self._ties = ties_of(text, own.length)
         self._longest = affordable(own.model, own.length - 1, getattr(text, "num_hidden_layers", None) or 1)
         longest = min(own.length, self._roomy())
         self._lengths = [n for n in lengths_of(text.to_dict(), longest) if n <= longest - 2]
@@ -171,6 +190,8 @@ class _Trial:
         """Whether a prompt in two parts is the same as whole, and tokens at once as one by one."""
         if self._encodes:
             return "its prompt goes through an encoder"
+        if self._ties:
+            return self._ties
         for state in self._contexts:
             both = state.twin()
             self._own.extend(both, self._next)
@@ -186,6 +207,8 @@ class _Trial:
 
     def company(self) -> str:
         """Whether contexts of all lengths get, in companies that change, what they get alone."""
+        if self._ties:
+            return self._ties
         states = {len(state.tokens): state for state in self._contexts}
         for some in companies(sorted(states), min(ROWS, self._own.slots)):
             if off := self._together([states[length] for length in some]):
