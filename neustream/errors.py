@@ -101,11 +101,17 @@ class BackendError(NeustreamError):
     """A backend cannot build or serve the model it was asked for."""
 
 
+MANY = 100
+"""Names of which a message lists none."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """A hint for an unknown `word`: the closest allowed one, and all of them."""
-    names = sorted(allowed)
+    """A hint for an unknown `word`: the closest allowed one, and all of them if they are not too many to read."""
+    names = sorted(set(allowed))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > MANY:
+        return f"{meant}{len(names)} are allowed"
     return f"{meant}allowed: {', '.join(names) or 'none'}"
 
 

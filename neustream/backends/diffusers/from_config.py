@@ -89,7 +89,7 @@ class Options(BaseModel):
     dtype: str = "float32"
     variant: str | None = None
     graphs: bool | None = None
-    weights_seed: int = 0
+    weights_seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
 

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerFast
 
 from neustream.backends import Arguments, Texts, Wanted
 from neustream.backends import torch as shared
@@ -54,6 +54,10 @@ SAMPLING = [
 ]
 
 
+OLDER = ("rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
+"""Arguments that any config takes beside its own, by names of before."""
+
+
 class Options(BaseModel):
     """The options of the `backend` section."""
 
@@ -64,7 +68,7 @@ class Options(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     attention: Literal["sdpa", "eager"] = "sdpa"
     dtype: str = "float32"
-    weights_seed: int = 0
+    weights_seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     slots: int = Field(default=64, ge=1)
     max_len: int | None = Field(default=None, ge=2)
     prepack: bool | None = None
@@ -197,6 +201,7 @@ def build(options: Options, place: torch.device) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise BackendError(f"backend.checkpoint {str(options.checkpoint)!r}: {error}") from error
     else:
+        _check_config(str(options.model_type), options.config)
         try:
             config = AutoConfig.for_model(options.model_type, **options.config)
             torch.manual_seed(options.weights_seed)
@@ -206,6 +211,16 @@ def build(options: Options, place: torch.device) -> Any:
             raise BackendError(f"backend.model_type {options.model_type!r}: {type(error).__name__}: {error}") from error
     model.eval().requires_grad_(False)
     return model.to(place)
+
+
+def _check_config(kind: str, given: Mapping[str, Any]) -> None:
+    """BackendError for a model type that is none, and for what is no argument of its config, which keeps it in silence."""
+    if kind not in CONFIG_MAPPING:
+        raise BackendError(f"backend.model_type {kind!r} is no model type; {nearest(kind, CONFIG_MAPPING)}")
+    made = CONFIG_MAPPING[kind]
+    allowed = {*OLDER, *made.attribute_map, *inspect.signature(made).parameters} - {"kwargs"}
+    if unknown := sorted(set(given) - allowed):
+        raise BackendError(f"backend.config: {made.__name__} has no {unknown[0]!r}; {nearest(unknown[0], allowed)}")
 
 
 def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:

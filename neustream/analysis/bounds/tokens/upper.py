@@ -75,7 +75,9 @@ def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
     shares |= dict.fromkeys(load.ids, 1.0)
     if tasks:
         program = time_program(tasks, groups, costs, limits)
-        shares |= load.solve(program, time_limit_s - clock.now())
+        # its own part of the time is there even if a group was solved for longer than it had
+        rest = max(time_limit_s - clock.now(), time_limit_s * (1 - 1 / PART))
+        shares |= load.solve(program, rest)
     lower = [load.method] if load.method == TIME else []
     return Bound(
         free + load.value,
