@@ -214,7 +214,7 @@ def build(options: Options, place: torch.device) -> Any:
 
 
 def _check_config(kind: str, given: Mapping[str, Any]) -> None:
-    """BackendError for a model type that is none, and for what is no argument of its config, which keeps it in silence."""
+    """BackendError for a model type that is none, and for what is no argument of its config: that would keep it."""
     if kind not in CONFIG_MAPPING:
         raise BackendError(f"backend.model_type {kind!r} is no model type; {nearest(kind, CONFIG_MAPPING)}")
     made = CONFIG_MAPPING[kind]
