@@ -255,14 +255,13 @@ class Drive:
 
     def overdue(self, now: float) -> None:
         """Some step may be under way for too long."""
-        for number, limit in self._limits.over(now).items():
-            self._give_up(number, limit, now)
+        for number, seconds in self._limits.over(now).items():
+            self._give_up(number, seconds, now)
 
-    def _give_up(self, number: int, limit: float, now: float) -> None:
-        """A step did not come back: its requests fail, and its worker gets no more."""
+    def _give_up(self, number: int, seconds: float, now: float) -> None:
+        """A step did not come back in time: its requests fail, and its worker gets no more."""
         _, batch = self._under_way[number]
         info = self._leave(batch)
-        seconds = limit - batch.started_at
         reason = f"stage {batch.stage!r}: its step did not come back within {span(seconds)}"
         log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
         self.scheduler.fail(batch, StageFailed(reason), now)

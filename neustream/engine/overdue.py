@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from neustream.core.batch import Batch
 from neustream.engine.clock import Clock
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """A step is given up after so many times what is expected, and not before `PATIENT_S`."""
 PATIENT_S = 60.0
+
+
+class Limit(NamedTuple):
+    """A step is given up at an instant: so many seconds after it begins on its worker."""
+
+    at: float
+    seconds: float
 
 
 class Limits:
@@ -32,24 +39,25 @@ class Limits:
         self._owner = owner
         self._clock = clock
         self._step_timeout_s = step_timeout_s
-        self._limits: dict[int, float] = {}
+        self._limits: dict[int, Limit] = {}
         self._watched = False  # whether an `Overdue` is posted
         self._lost: dict[int, tuple[str, int]] = {}
 
     def watch(self, batch: Batch, now: float) -> None:
         """A step starts."""
-        limit = self._step_timeout_s
-        if limit is None:
-            limit = max(PATIENCE * batch.expected, PATIENT_S)
-        self._limits[batch.id] = now + limit
+        seconds = self._step_timeout_s
+        if seconds is None:
+            seconds = max(PATIENCE * batch.expected, PATIENT_S)
+        self._limits[batch.id] = Limit(now + seconds, seconds)
         if not self._watched:
-            self._post(now + limit)
+            self._post(now + seconds)
 
     def put_off(self, steps: Iterable[int], seconds: float) -> None:
         """Steps, by id, begin so much later than they were started."""
         for number in steps:
-            if number in self._limits:
-                self._limits[number] += seconds
+            limit = self._limits.get(number)
+            if limit is not None:
+                self._limits[number] = limit._replace(at=limit.at + seconds)
 
     def ended(self, batch: Batch) -> bool:
         """A step came back; whether it had been given up."""
@@ -57,13 +65,13 @@ class Limits:
         return self._lost.pop(batch.id, None) is not None
 
     def over(self, now: float) -> dict[int, float]:
-        """The steps, by id, whose limits are over; limits are kept no longer."""
-        over = {number: limit for number, limit in self._limits.items() if limit <= now}
+        """The seconds of those steps, by id, whose limits are over; limits are kept no longer."""
+        over = {number: limit.seconds for number, limit in self._limits.items() if limit.at <= now}
         for number in over:
             del self._limits[number]
         self._watched = False
         if self._limits:
-            self._post(min(self._limits.values()))
+            self._post(min(self._limits.values()).at)
         return over
 
     def lose(self, batch: Batch) -> None:

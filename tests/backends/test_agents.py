@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from planner import ask, ids, plan_and_write
 from texts import alone, model_of, prompts
 from toys import Flat
 
@@ -21,26 +22,6 @@ PROMPT = prompts(1)[0]
 
 def chat(**options):
     return TextMount(model_of("opt"), **{"profile": Flat(), "slots": 2, **options})
-
-
-def ids(completion):
-    return list(completion.token_ids)
-
-
-def ask(prompt, **more):
-    return lambda job: {"prompt": prompt(job), "max_tokens": 4, **more}
-
-
-async def reverse(given):
-    return {"found": ids(given.state["plan"])[::-1]}
-
-
-def plan_and_write(models, search=reverse):
-    """A call, a tool that reads what it said, and a call that goes on from what the tool found."""
-    model = models["chat"]
-    plan = model.call("plan", ask(lambda job: job.params["prompt"]), like=LIKE)
-    write = model.call("write", ask(lambda job: job.state["found"]), like=LIKE)
-    return Graph("agent", seq(plan, tool("search", search), write))
 
 
 def expected(prompt):

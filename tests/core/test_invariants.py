@@ -206,7 +206,7 @@ def run(case, name):
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(case=cases)
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_every_request_ends_exactly_once(name, case):
     scheduler, watch, report, requests, cancelled = run(case, name)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from planner import ask, ids, plan_and_write
 
-from neustream import Graph, par, seq, serve, tool
+from neustream import Graph, par, serve
 
 LIKE = {"prompt": [5] * 8, "max_tokens": 6}
 PROMPTS = [[4 + (7 * at + 13 * number) % 500 for at in range(20 + number)] for number in range(6)]
@@ -38,29 +39,10 @@ def alone(rig):
     return made
 
 
-def ask(prompt):
-    return lambda job: {"prompt": prompt(job), **SOON}
-
-
-def ids(generated):
-    return list(generated.token_ids)
-
-
-async def reverse(given):
-    return {"found": ids(given.state["plan"])[::-1]}
-
-
-def plan_and_write(models, search=reverse):
-    model = models["chat"]
-    plan = model.call("plan", ask(lambda job: job.params["prompt"]), like=LIKE)
-    write = model.call("write", ask(lambda job: job.state["found"]), like=LIKE)
-    return Graph("agent", seq(plan, tool("search", search), write))
-
-
 def test_calls_of_agents_are_texts_of_vllm_beside_plain_ones(mount, alone):
     expected = [alone(prompt) for prompt in PROMPTS]
     written = [alone(tokens[::-1]) for tokens in expected]
-    with serve({"chat": mount, "agent": plan_and_write}) as service:
+    with serve({"chat": mount, "agent": lambda models: plan_and_write(models, **SOON)}) as service:
         answers = [service.submit(prompt=prompt, model="agent") for prompt in PROMPTS]
         plain = [service.submit(prompt, model="chat", **SOON) for prompt in PROMPTS]
         for answer, plan, write in zip(answers, expected, written, strict=True):
@@ -74,7 +56,7 @@ def test_calls_of_agents_are_texts_of_vllm_beside_plain_ones(mount, alone):
 def test_branches_call_vllm_at_once_and_outputs_tell_whose_they_are(mount, alone):
     def fork(models):
         calls = [
-            models["chat"].call(f"look{at}", ask(lambda job, at=at: job.params["prompts"][at]), like=LIKE)
+            models["chat"].call(f"look{at}", ask(lambda job, at=at: job.params["prompts"][at], **SOON), like=LIKE)
             for at in range(4)
         ]
         return Graph("agent", par(*calls))
@@ -105,7 +87,7 @@ def test_a_tool_that_raises_behind_a_call_of_vllm_fails_its_run_alone(mount, alo
     def broken(given):
         raise LookupError("no such page")
 
-    with serve({"chat": mount, "agent": lambda models: plan_and_write(models, broken)}) as service:
+    with serve({"chat": mount, "agent": lambda models: plan_and_write(models, broken, **SOON)}) as service:
         answer = service.submit(prompt=PROMPTS[0], model="agent")
         with pytest.raises(Exception, match="no such page"):
             answer.result(60)

@@ -221,6 +221,20 @@ def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], 
     return logits
 
 
+def _alike(logits: torch.Tensor, drawn: Mapping[int, Chooser]) -> list[list[int]]:
+    """Rows that draw, those that can share calls."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for at, chooser in drawn.items():
+        key = (chooser.sampling.seed is None, *chooser.sampling.filters)
+        alike.setdefault(key, []).append(at)
+    most = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
+    found: list[list[int]] = []
+    for (unseeded, *_), rows in alike.items():
+        size = most if unseeded else len(rows)  # those with seeds go by pieces themselves
+        found += [rows[first : first + size] for first in range(0, len(rows), size)]
+    return found
+
+
 def _together(
     logits: torch.Tensor, drawn: Mapping[int, Chooser], why: dict[int, str]
 ) -> Iterator[tuple[list[int], Draws]]:
@@ -228,15 +242,7 @@ def _together(
 
     If a call raises, each of its rows has calls of its own.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for at, chooser in drawn.items():
-        key = (chooser.sampling.seed is None, *chooser.sampling.filters)
-        alike.setdefault(key, []).append(at)
-    most = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
-    waiting: list[list[int]] = []
-    for (unseeded, *_), rows in alike.items():
-        size = most if unseeded else len(rows)  # those with seeds go by pieces themselves
-        waiting += [rows[first : first + size] for first in range(0, len(rows), size)]
+    waiting = _alike(logits, drawn)
     while waiting:
         rows = waiting.pop()
         sampling = drawn[rows[0]].sampling

@@ -85,7 +85,7 @@ def prove_own(own: Own, known: int, why: str) -> Way:
 
 
 def ties_of(text: Any, length: int) -> str:
-    """Why the stock library's choice of the tokens that attention sees is no model's; "" if it is.
+    """Why the tokens that attention picks depend on what else is in a call; "" if they do not.
 
     Args:
         text: the config of a language model; its attention may pick `index_topk` tokens by a score (DeepSeek V3.2).
