@@ -116,7 +116,7 @@ def forecast(state: PoolState, batch: Batch, at: float, work: Work) -> Forecast:
     """The pool as it should be when `batch` is over, at the instant `at`."""
     twins: dict[Entry, Entry | None] = {}
     freed: dict[str, int] = {}
-    for job, size in zip(cast(tuple[Entry, ...], batch.jobs), batch.sizes, strict=True):
+    for job, size in zip(cast("tuple[Entry, ...]", batch.jobs), batch.sizes, strict=True):
         twin = _moved_on(job, size, batch, at, work, state)
         if job.num_blocks and job.stage is not None and (twin is None or not twin.num_blocks):
             freed[job.stage.model] = freed.get(job.stage.model, 0) + job.num_blocks

@@ -212,8 +212,9 @@ class BlockPool:
                 whole = job.computed + job.size
             if whole > capacity:
                 return False
-            need += -int(-tokens // block_size) - job.num_blocks
-        return need <= self.free
+            if not 0 <= job.num_blocks * block_size - tokens < block_size:
+                need += -int(-tokens // block_size) - job.num_blocks
+        return need <= 0 or need <= self.free
 
 
 def _kept(job: Job, stage: Stage, size: float) -> float:

@@ -19,6 +19,7 @@ from neustream.errors import ProfileError
 Floats = NDArray[np.float64]
 
 FEATURES = 6
+NOTHING = (0.0,) * FEATURES
 REFIT = 16
 """Observed steps after which a fit from nothing is made anew."""
 MEMORY = 512.0
@@ -49,7 +50,7 @@ class Fit:
 
     def __init__(self, memory: float) -> None:
         self.memory = memory
-        self.weights: tuple[float, ...] = (0.0,) * FEATURES
+        self.weights: tuple[float, ...] = NOTHING
         self.steps = 0.0
         self._gram = np.zeros((FEATURES, FEATURES))
         self._moment = np.zeros(FEATURES)
@@ -116,7 +117,7 @@ class Fit:
     def solve(self, ridge: float, *, rising: bool) -> None:
         """Ridge, scaled by each number's own size; `rising`: without negative coefficients."""
         if not self._moment.any():  # all steps were as expected: nothing is to be explained
-            self.weights = (0.0,) * FEATURES
+            self.weights = NOTHING
             return
         scale = np.sqrt(np.maximum(np.diag(self._gram), 1e-12))
         gram, moment = self._gram / np.outer(scale, scale), self._moment / scale
@@ -236,11 +237,16 @@ class LearntSteps:
 
     def _fitted(self, step: Step) -> float:
         if self.base is not None:
-            base = self.base.seconds(step)
-            return max(base + self._fit(step), base / 4)
+            return self._with(self.base.seconds(step), step)
         if not self.observed:
             return self._guess_s
         return max(self._fit(step), self._mean / 16, 1e-6)
+
+    def _with(self, base: float, step: Step) -> float:
+        """What the base says of a step, and what is learnt beside it."""
+        if self._fit.weights is NOTHING:
+            return base
+        return max(base + self._fit(step), base / 4)
 
     def _apart(self, step: Step) -> float:
         """The part of a fitted step that its decodes would take without prompts; 0 if none is.
@@ -290,7 +296,7 @@ class LearntSteps:
     # -- with a measured base ---------------------------------------------------------------------
 
     def _beside(self, base: float, step: Step, seconds: float) -> None:
-        fitted = max(base + self._fit(step), base / 4)
+        fitted = self._with(base, step)
         apart = self._apart(step) if step.prefills else fitted
         expected = self._contrasted(fitted, apart)
         ratio = self._note(expected, seconds)

@@ -148,7 +148,7 @@ class PoolState:
 
     def run(self, batch: Batch) -> None:
         """A step runs from now on."""
-        entries = cast(tuple[Entry, ...], batch.jobs)
+        entries = cast("tuple[Entry, ...]", batch.jobs)
         for queue in {job.queue for job in entries}:
             queue.rounds += 1
             queue.change()
@@ -199,7 +199,7 @@ class PoolState:
     def retire(self, batch: Batch) -> None:
         """A step is over. Steps that ran beside it skipped none of its jobs."""
         self.take_off(batch)
-        for job in cast(tuple[Entry, ...], batch.jobs):
+        for job in cast("tuple[Entry, ...]", batch.jobs):
             job.base += job.queue.rounds - job.round + 1
             job.worker = batch.worker
             if job.started_at is None:

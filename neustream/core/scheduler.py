@@ -323,7 +323,7 @@ class Scheduler:
         state.freed[batch.worker] = now
         self._observe(batch, now)
         lives = self._lives
-        jobs = cast(tuple[Entry, ...], batch.jobs)
+        jobs = cast("tuple[Entry, ...]", batch.jobs)
         queue = None
         for job, update, size in zip(jobs, updates, batch.sizes, strict=True):
             job.status = "waiting"
@@ -343,7 +343,7 @@ class Scheduler:
         """A step failed as a whole: all of its jobs end, with the error as the reason."""
         self._pools[batch.pool].retire(batch)
         reason = told(error)
-        for job in cast(tuple[Entry, ...], batch.jobs):
+        for job in cast("tuple[Entry, ...]", batch.jobs):
             job.status = "waiting"
             job.queue.change()
             status, why = job.ending or ("failed", reason)
@@ -359,7 +359,7 @@ class Scheduler:
         state = self._pools[batch.pool]
         state.retire(batch)
         state.again = None  # jobs of one stage are at it again, with more steps left
-        for job in cast(tuple[Entry, ...], batch.jobs):
+        for job in cast("tuple[Entry, ...]", batch.jobs):
             job.status = "waiting"
             job.queue.change()
             if job.ending is None:
@@ -382,7 +382,7 @@ class Scheduler:
         state = self._pools[batch.pool]
         if self._lives.unpromised:
             state.unpromised = state.unpromised_after(batch, seconds)
-        jobs = cast(tuple[Entry, ...], batch.jobs)
+        jobs = cast("tuple[Entry, ...]", batch.jobs)
         if seconds < batch.expected and all(job.ending for job in jobs):
             return  # nobody wanted it any more, and it may have been stopped midway
         corrected = self.times.observe(batch, seconds)

@@ -84,3 +84,9 @@ def test_what_a_record_cannot_have_is_refused() -> None:
             a: int
 
             def __post_init__(self) -> None: ...
+
+    with pytest.raises(TypeError, match="slots of its own"):
+
+        @record()
+        class More(Made):
+            d: int = 4

@@ -32,10 +32,9 @@ class Row(NamedTuple):
     Args:
         left: outputs to come, at each of `SHARES`; most: of these at most.
         made: outputs of its call so far; context: tokens that it reads.
-        soft, hard: seconds within which it should and has to be done here, at each of the `SHARES`
-            of what is behind.
-        even: the same if all that is ahead of it takes as many times what it takes alone.
-        spare: seconds of that beside those that it takes alone.
+        here: seconds alone that it has ahead here.
+        hard: seconds within which it has to be done here, at each of the `SHARES` of what is
+            behind; shared: of that, seconds alone in pools that charge for it.
     """
 
     job: Job
@@ -43,15 +42,23 @@ class Row(NamedTuple):
     most: float
     made: float
     context: float
-    soft: Sequence[float]
+    here: float
     hard: Sequence[float]
-    even: Sequence[float]
-    spare: float
+    shared: Sequence[float]
 
     @property
     def known(self) -> bool:
         """Whether it is known how long its generations get, here and further on."""
         return min(self.left) == self.most and max(self.hard) - min(self.hard) < TICK
+
+    @property
+    def spare(self) -> float:
+        """Seconds for it here, of an even share, beside those that it takes alone."""
+        even = [
+            within - max(within - self.here, 0.0) * others / max(others + self.here, TICK)
+            for within, others in zip(self.hard, self.shared, strict=True)
+        ]
+        return sum(even) / len(even) - self.here
 
     def behind(self, at: float) -> float:
         """Seconds by which it is behind an even way, if its next output comes at some instant.
@@ -71,14 +78,8 @@ def row_of(model: ModelQueues, job: Job, ahead: Ahead) -> Row:
     here = sum(left) / len(left) * (legs[0].base + legs[0].each) if legs else 0.0
     time = job.due - model.view.now
     hard = [time - seconds for seconds in ahead.behind]
-    theirs = [
-        max(within - here, 0.0) * others / max(others + here, TICK)
-        for within, others in zip(hard, ahead.shared, strict=True)
-    ]
-    soft = [within - OTHERS * part for within, part in zip(hard, theirs, strict=True)]
-    even = [within - part for within, part in zip(hard, theirs, strict=True)]
-    context, spare = job.size + job.computed, sum(even) / len(even) - here
-    return Row(job, left, most, job.call_outputs, context, soft, hard, even, spare)
+    context = job.size + job.computed
+    return Row(job, left, most, job.call_outputs, context, here, hard, ahead.shared)
 
 
 class Run:
@@ -118,6 +119,18 @@ class Run:
         self.kept = self._read + self._count * self._points
 
     @cached_property
+    def _peak(self) -> tuple[float, float]:
+        """At which of the points these keep most, and how much that is."""
+        at = int(self.kept.argmax())
+        return float(self._points[at]), float(self.kept[at])
+
+    def least_kept(self, row: Row) -> float:
+        """Tokens that these and one more keep at least at once; some run."""
+        point, kept = self._peak
+        there = sum([left >= point for left in row.left]) / len(row.left)
+        return kept + there * (row.context + point)
+
+    @cached_property
     def _times(self) -> tuple[Floats, Floats, float]:
         """Decodes at each of the points, 0 in front; seconds until then; those of the last one."""
         steps, count = self._points, self._count
@@ -128,11 +141,21 @@ class Run:
         took = self.ahead + np.concatenate([[0.0], (each * (steps - before)).cumsum()])
         return np.concatenate([[0.0], steps]), took, float(each[-1])
 
+    @cached_property
+    def _longest(self) -> Floats:
+        """Seconds until each has made all outputs that it may make [jobs]."""
+        decodes, took, last = self._times
+        beyond = np.maximum(self.most - decodes[-1], 0.0) * last
+        longest: Floats = np.interp(self.most, decodes, took) + beyond + TICK
+        return longest
+
     def chances(self, within: Floats) -> Floats:
         """Of each: that of ending in time, by how long generations get [jobs].
 
         `within`: seconds that there are, at each share of what is behind [jobs, shares].
         """
+        if (within.min(axis=1) > self._longest).all():
+            return np.ones(len(self.rows))
         decodes, took, last = self._times
         steps = np.interp(within, took, decodes, left=-1.0)
         steps += np.maximum(within - took[-1], 0.0) / last
@@ -145,6 +168,32 @@ class Run:
         # half of what `mean` takes
         chance: Floats = 1.0 - np.add.reduce(late, axis=1) / late.shape[1]
         return chance
+
+    def has_memory(self, share: float) -> bool:
+        """Whether all of these have a share of the memory to their ends."""
+        alone = len(self.rows) == 1
+        return alone or self._holds(float(self.kept.max()), len(self.rows), share)
+
+    def may_take(self, job: Job, share: float) -> bool:
+        """Whether these and one more have it until the first of them may end."""
+        if not self.rows:
+            return True
+        count = len(self.rows) + 1
+        read = job.size + job.computed + sum([row.context for row in self.rows])
+        return self._holds(read + count, count, share)
+
+    def may_keep(self, row: Row, share: float) -> bool:
+        """The same when these keep most: what is said of all is told without making a run."""
+        if not self.rows:
+            return True
+        return self._holds(self.least_kept(row) - TICK, len(self.rows) + 1, share)
+
+    def _holds(self, tokens: float, jobs: int, share: float) -> bool:
+        """Whether a share of the memory has so many tokens of some jobs; blocks end half full."""
+        memory = self.model.memory
+        if memory is None:
+            return True
+        return tokens + jobs * memory.block_size / 2 <= share * memory.capacity
 
     def without(self, rows: Collection[int]) -> Run:
         """The others than some."""
@@ -224,16 +273,25 @@ class Run:
         return float(change.sum() + beside.weight[-1] * after[-1])
 
     @property
+    def hard(self) -> Floats:
+        """Seconds within which each has to be done here [jobs, shares]."""
+        return np.array([row.hard for row in self.rows])
+
+    @property
     def soft(self) -> Floats:
-        """Seconds within which each should be done here [jobs, shares]."""
-        return np.array([row.soft for row in self.rows])
+        """Seconds within which each should be done here, as others are there further on too."""
+        hard = self.hard
+        return hard - OTHERS * self._further_on(hard)
 
     @property
     def even(self) -> Floats:
         """Seconds for each if all that it has ahead gets the same share [jobs, shares]."""
-        return np.array([row.even for row in self.rows])
+        hard = self.hard
+        return hard - self._further_on(hard)
 
-    @property
-    def hard(self) -> Floats:
-        """Seconds within which each has to be done here [jobs, shares]."""
-        return np.array([row.hard for row in self.rows])
+    def _further_on(self, hard: Floats) -> Floats:
+        """Of what each has to spare, the share of pools further on, by seconds alone."""
+        here = np.array([row.here for row in self.rows])[:, None]
+        others = np.array([row.shared for row in self.rows])
+        share: Floats = np.maximum(hard - here, 0.0) * others / np.maximum(others + here, TICK)
+        return share

@@ -104,6 +104,7 @@ class _Step:
     price: float
     drop: dict[Job, str] = field(default_factory=dict)
     ahead: dict[Job, Ahead] = field(default_factory=dict)
+    rows: dict[Job, Row] = field(default_factory=dict)
     run: Run = field(init=False)
     waiting: list[Job] = field(default_factory=list)
     short: bool = False
@@ -154,7 +155,10 @@ class _Step:
 
     def _row(self, job: Job) -> Row:
         """What is known of one."""
-        return row_of(self.model, job, self._ahead(job))
+        known = self.rows.get(job)
+        if known is None:
+            known = self.rows[job] = row_of(self.model, job, self._ahead(job))
+        return known
 
     def _ahead(self, job: Job) -> Ahead:
         known = self.ahead.get(job)
@@ -174,15 +178,17 @@ class _Step:
         """
         while len(self.run.rows) > 1:
             chances = self.run.chances(self.run.hard)
+            if float(chances.min()) == 1.0:
+                return
             worths = self.run.worths(chances)
             worst = int(np.argmin(worths))
             rows = self.run.rows_of(worst)
-            others = self.run.without(rows)
-            if not others.rows:
+            if len(rows) == len(self.run.rows):
                 return
             least = min(rows, key=chances.__getitem__)
             row = self.run.rows[least]
             doomed = row.known and worths[worst] < DOOMED * row.job.weight
+            others = self.run.without(rows)
             rest = others.worths(others.chances(others.hard))
             if not doomed and float(rest.sum()) <= float(worths.sum()) + TICK:
                 return
@@ -266,11 +272,13 @@ class _Step:
     def _fits(self, job: Job, seconds: float, share: float) -> bool:
         """Whether it has memory to its end beside the others, and adds to who is in time."""
         run = self.run
-        if not self._may_have_memory(job, share):
+        if not run.may_take(job, share):
             return False
         row = self._row(job)
+        if not run.may_keep(row, share):
+            return False
         beside = run.plus(row, seconds)
-        if not self._has_memory(beside, share):
+        if not beside.has_memory(share):
             return False
         if not run.rows:  # nobody else needs the device, and it may end early
             return True
@@ -286,23 +294,6 @@ class _Step:
         after = beside.chances(by)
         own = float(after[-1])
         return own >= DOOMED and run.gain(before, beside, after) >= WORTH * own * job.weight
-
-    def _may_have_memory(self, job: Job, share: float) -> bool:
-        """Whether it and the others have a share of the memory until the first of them may end."""
-        memory, rows = self.model.memory, self.run.rows
-        if memory is None or not rows:
-            return True
-        count = len(rows) + 1
-        read = job.size + job.computed + sum([row.context for row in rows])
-        return bool(read + count + count * memory.block_size / 2 <= share * memory.capacity)
-
-    def _has_memory(self, run: Run, share: float) -> bool:
-        """Whether all of a run has a share of the memory to its end."""
-        memory = self.model.memory
-        if memory is None:
-            return True
-        most = float(run.kept.max()) + len(run.rows) * memory.block_size / 2
-        return len(run.rows) == 1 or most <= share * memory.capacity
 
     def _take(self, job: Job, seconds: float) -> None:
         if job.started_at is None:
