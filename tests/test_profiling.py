@@ -318,7 +318,7 @@ def test_what_the_engine_adds_to_steps_is_measured_by_serving_some():
     nap = Nap()
     costs = costs_of(nap)
     assert 0 < costs.handover_s < 0.02
-    assert 0 < costs.decision_s < 0.02
+    assert 0 < costs.decision_s + costs.decision_request_s + costs.decision_new_s < 0.02
     assert costs.alone_s == BRIEF_ON_CPU_S
     assert 0 < costs.call_s < 0.02
     assert costs.latency_scale >= 1
@@ -342,17 +342,19 @@ def test_profiles_say_what_the_engine_adds_and_configs_may_say_otherwise(tmp_pat
     for number, stage in enumerate(("draw", "decode")):
         file = next(tmp_path.rglob(f"{stage}.json"))
         engine = {"handover_s": 0.25 + number, "decision_s": 0.125, "call_s": 0.5, "latency_scale": 1.5 + number}
-        engine["alone_s"] = 4.0 + number
+        engine |= {"alone_s": 4.0 + number, "decision_request_s": 2.0, "decision_new_s": 3.0 + number}
         file.write_text(json.dumps({**json.loads(file.read_text()), "engine": engine}))
     simulation = prepare(load_experiment(path)).experiment.simulation
     assert (simulation.handover_s, simulation.decision_s, simulation.latency_scale) == (0.25, 0.125, 1.5)
     assert simulation.alone_s == 4.0
+    assert (simulation.decision_request_s, simulation.decision_new_s) == (2.0, 3.0)
     assert simulation.call_s == 0.5
     at_once = prepare(load_experiment(path, ["simulation.decision_s=0", "simulation.call_s=0"]))
     assert simulate(at_once, "serial").profile_error()["draw"] == pytest.approx(1.5 + 0.25 / 0.002)
     said = load_experiment(path, ["simulation.handover_s=0", "simulation.decision_s=0.5", "simulation.latency_scale=2"])
     simulation = prepare(said).experiment.simulation
     assert (simulation.handover_s, simulation.decision_s, simulation.latency_scale) == (0.0, 0.5, 2.0)
+    assert not simulation.decision_request_s and not simulation.decision_new_s  # any decision takes what is said
 
 
 @pytest.mark.parametrize("value", [-1, "x", None])

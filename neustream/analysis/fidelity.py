@@ -22,6 +22,7 @@ from neustream.analysis.tables import new_table
 from neustream.config.schema import Simulation
 from neustream.core.batch import Batch
 from neustream.core.events import BranchEnded, Submitted
+from neustream.engine.decision_time import DecisionTime, decision_time
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.report import Report
 from neustream.experiment.prepared import Prepared
@@ -113,9 +114,9 @@ class Served:
     start of the next on the same worker, but for a decision in between, where a request of the next waited for
     that worker already and no decision had it wait on purpose; median and 99th percentile; `idle_share`: of
     these with their decisions in the time between the first step and the last.
-    `decisions`, `decision_us` (median, 99th percentile), `mean_us`: of a gap and of a decision; `planned`:
-    share of steps decided beside the one before. `late_us`: from the arrival of a request to when it was
-    taken in; median and 99th percentile.
+    `decisions`, `decision_us` (median, 99th percentile); `mean_gap_us`: of a gap; `decision`: what a decision took
+    by what was decided; `planned`: share of steps decided beside the one before. `late_us`: from the arrival of a
+    request to when it was taken in; median and 99th percentile.
     """
 
     steps: Mapping[str, float]
@@ -124,16 +125,17 @@ class Served:
     idle_share: float
     decisions: int
     decision_us: tuple[float, float]
-    mean_us: tuple[float, float]
+    mean_gap_us: float
+    decision: DecisionTime
     planned: float
     late_us: tuple[float, float]
 
     @property
     def costs(self) -> Simulation:
-        """What the simulator has to know of the engine: the means of gaps and decisions, of which a few
-        are long, and the median of calls, which often wait for others."""
-        gap_us, decision_us = self.mean_us
-        return Simulation(handover_s=gap_us / 1e6, decision_s=decision_us / 1e6, call_s=self.late_us[0] / 1e6)
+        """What the simulator has to know of the engine: the mean of gaps, of which a few are long, decisions
+        by what was decided, and the median of calls, which often wait for others."""
+        gap_s, call_s = self.mean_gap_us / 1e6, self.late_us[0] / 1e6
+        return Simulation(handover_s=gap_s, call_s=call_s, **self.decision._asdict())
 
     @property
     def step(self) -> float:
@@ -152,7 +154,7 @@ class Watch:
         self._ratios: dict[str, list[float]] = {}
         self._spent: dict[str, list[float]] = {}
         self._planned: list[bool] = []
-        self._decided: list[float] = []
+        self._decided: list[Decided] = []
         self._late: list[float] = []
 
     def __call__(self, record: Record) -> None:
@@ -161,7 +163,7 @@ class Watch:
         elif isinstance(record, Finished):
             self._finished(record)
         elif isinstance(record, Decided):
-            self._decided.append(record.seconds)
+            self._decided.append(record)
             if not record.ahead:
                 self._asked.setdefault((record.member, record.pool), []).append(record)
         elif isinstance(record, Submitted):
@@ -200,6 +202,7 @@ class Watch:
         """What was seen, once the run is over."""
         gaps, waited = self._gaps()
         busy = [max(some) - self._began[key][0].at for key, some in self._ended.items()]
+        decided = [record.seconds for record in self._decided]
         most = max(self._ratios.values(), key=len, default=[])
         return Served(
             steps={stage: real / profiled for stage, (real, profiled) in self._spent.items()},
@@ -207,8 +210,9 @@ class Watch:
             gap_us=two(gaps),
             idle_share=(sum(gaps) + sum(waited)) / sum(busy) if sum(busy) > 0 else 0.0,
             decisions=len(self._decided),
-            decision_us=two(self._decided),
-            mean_us=(mean_us(gaps), mean_us(self._decided)),
+            decision_us=two(decided),
+            mean_gap_us=mean_us(gaps),
+            decision=decision_time(self._decided),
             planned=statistics.fmean(self._planned) if self._planned else 0.0,
             late_us=two(self._late),
         )

@@ -29,6 +29,7 @@ from neustream.core.graph import Graph
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock
+from neustream.engine.decision_time import AT_ONCE, DecisionTime
 from neustream.engine.events import Call, Observer, Record
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.member import Drive, Member
@@ -94,11 +95,11 @@ class Cluster:
         successor: Callable[[int], Head] | None = None,
         reporting: Reporting | None = None,
         watchers: Sequence[Watcher] = (),
-        decision_s: float = 0.0,
+        decision: DecisionTime = AT_ONCE,
         call_s: float = 0.0,
     ) -> None:
         self.head = head
-        self.clock = VirtualClock(decision_s)
+        self.clock = VirtualClock(decision)
         self.running: dict[str, Running] = {}
         self.seconds = 0.0
         """Of instances that are gone; see `instance_s`."""

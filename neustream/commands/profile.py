@@ -184,8 +184,10 @@ def _profile_cluster(experiment: Experiment, policy: str, paths: Sequence[Path],
 
 def _say_costs(costs: EngineCosts) -> None:
     handover, decision, call = costs.handover_s * 1e6, costs.decision_s * 1e6, costs.call_s * 1e6
+    request, new = costs.decision_request_s * 1e6, costs.decision_new_s * 1e6
     console.print(
-        f"the engine: {handover:.0f} us from step to step, {decision:.0f} us a decision, {call:.0f} us a call; "
+        f"the engine: {handover:.0f} us from step to step, {call:.0f} us a call, {decision:.0f} us a decision "
+        f"and {request:.0f} for each request it is about, {new:.0f} more for a new one; "
         f"a served step takes {costs.latency_scale:.2f} times the above; {costs.load_s:.1f} s to load the model",
         highlight=False,
     )

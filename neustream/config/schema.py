@@ -105,19 +105,22 @@ class Simulation(Section):
     .json) whose seconds add up; other stages take what their profiles say. `handover_s` is added to each step
     (from the end of one to the start of the next: what a table of bare model calls leaves out), `decision_s`
     passes while a policy decides, beside the step under way where there is one of at least `alone_s` (behind
-    shorter ones all waits for it), `call_s` is what the call for a request takes in the serving process: it
-    is taken in so much later, and the step under way takes so much longer (in clusters: of the process of the
-    instance that it comes to). `latency_scale` multiplies each step's latency; by default they are what the
-    profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a log-normal
-    factor of median 1, drawn with the workload's seed). `slowdowns` are times of the trace during which steps
-    take longer still (a neighbour on the device, throttling); where they overlap, all of them count. Policies
-    know of none of this. `mixed_devices`: profiles of different devices count as of the simulated one, which
-    is refused otherwise.
+    shorter ones all waits for it), `decision_request_s` more for each request that it is asked about (none
+    where a step stands as decided before), `decision_new_s` more for each of these that has not run, `call_s`
+    is what the call for a request takes in the serving process: it is taken in so much later, and the step
+    under way takes so much longer (in clusters: of the process of the instance that it comes to).
+    `latency_scale` multiplies each step's latency; by default they are what the profiles were measured with,
+    or 0 and 1. `latency_noise` spreads latencies (the sigma of a log-normal factor of median 1, drawn with the
+    workload's seed). `slowdowns` are times of the trace during which steps take longer still (a neighbour on
+    the device, throttling); where they overlap, all of them count. Policies know of none of this.
+    `mixed_devices`: profiles of different devices count as of the simulated one, which is refused otherwise.
     """
 
     truth: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
     decision_s: float | None = Field(default=None, ge=0, le=1e6)
+    decision_request_s: float | None = Field(default=None, ge=0, le=1e6)
+    decision_new_s: float | None = Field(default=None, ge=0, le=1e6)
     alone_s: float | None = Field(default=None, ge=0, le=1e6)
     call_s: float | None = Field(default=None, ge=0, le=1e6)
     latency_scale: Factor | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from neustream.core.ahead import Forecast, Plan, forecast
+from neustream.core.asked import Asked
 from neustream.core.batch import Batch
 from neustream.core.decision import (
     check_apart,
@@ -44,10 +45,10 @@ class _Step(NamedTuple):
 
 
 class Dispatch:
-    """The side of a scheduler that talks to policies; `decisions` counts how often."""
+    """The side of a scheduler that talks to policies; `asked` counts what they were asked."""
 
     def __init__(self, lives: Lives, times: StepTimes, recent: Recent) -> None:
-        self.decisions = 0
+        self.asked = Asked()
         self._lives = lives
         self._times = times
         self._recent = recent
@@ -122,7 +123,7 @@ class Dispatch:
         blocks = state.blocks_at(jobs[0].stage)
         if blocks is not None and not blocks.suffice(jobs, sizes):
             return None
-        self.decisions += 1
+        self.asked = self.asked.more()
         return self._start(state, _Step(worker, now, jobs, sizes, fits=True))
 
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
@@ -149,7 +150,7 @@ class Dispatch:
         if ahead.queues:
             policy = state.policy if instead is None else instead
             view = self._view_ahead(state, batch, ahead, over_at)
-            self.decisions += 1
+            self.asked = self.asked.more(view.jobs)
             self._note(plan, policy, policy.decide(view), view, ahead)
             self._drop_early(state, batch, plan)
         state.plans[batch.worker] = plan
@@ -281,7 +282,7 @@ class Dispatch:
             )
 
     def _decide(self, policy: Policy, view: View) -> Decision:
-        self.decisions += 1
+        self.asked = self.asked.more(view.jobs)
         decision = policy.decide(view)
         anew: set[Job] = set()
         while not anew.issuperset(decision.drop):

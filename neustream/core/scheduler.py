@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+from neustream.core.asked import Asked
 from neustream.core.batch import Batch, no_update
 from neustream.core.carry import Carry, pack
 from neustream.core.demand import Recent
@@ -176,9 +177,9 @@ class Scheduler:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
     @property
-    def decisions(self) -> int:
-        """How often a policy was asked."""
-        return self._dispatch.decisions
+    def asked(self) -> Asked:
+        """What policies were asked so far; another object once they are asked more."""
+        return self._dispatch.asked
 
     # -- requests ---------------------------------------------------------------------------------
 

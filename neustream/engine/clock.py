@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
+from neustream.core.asked import Asked
+from neustream.engine.decision_time import AT_ONCE, DecisionTime
 from neustream.engine.events import Call, Event
 from neustream.engine.inbox import Inbox
 from neustream.errors import RequestError
@@ -44,8 +46,9 @@ class Clock(Protocol):
         """Whether no time passes while a policy decides: then nothing is won by planning ahead."""
         ...
 
-    def decided(self, seconds: float) -> float:
-        """A policy decided, which took so many real seconds; what it took on this clock."""
+    def decided(self, seconds: float, asked: Asked) -> float:
+        """A policy decided what it was asked, which took so many real seconds; what it took on this
+        clock."""
         ...
 
     def now(self) -> float:
@@ -73,18 +76,19 @@ class Clock(Protocol):
 class VirtualClock:
     """Jumps from event to event; for simulation. Not for use from several threads.
 
-    `decision_s`: what passes whenever a policy decides.
+    `decision`: what passes whenever a policy decides.
 
     Raises:
-        RequestError: `decision_s` is no time of 0 or more.
+        RequestError: a time of it is no time of 0 or more.
     """
 
     shared: ClassVar[bool] = False
 
-    def __init__(self, decision_s: float = 0.0) -> None:
-        if not 0 <= decision_s < math.inf:
-            raise RequestError(f"decision_s must be a time >= 0, got {decision_s!r}")
-        self._decision_s = decision_s
+    def __init__(self, decision: DecisionTime = AT_ONCE) -> None:
+        for name, seconds in decision._asdict().items():
+            if not 0 <= seconds < math.inf:
+                raise RequestError(f"{name} must be a time >= 0, got {seconds!r}")
+        self._decision = decision
         self._now = 0.0
         self._heap: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
@@ -94,11 +98,12 @@ class VirtualClock:
 
     @property
     def decides_at_once(self) -> bool:
-        return not self._decision_s
+        return not any(self._decision)
 
-    def decided(self, seconds: float) -> float:
-        self._now += self._decision_s
-        return self._decision_s
+    def decided(self, seconds: float, asked: Asked) -> float:
+        seconds = self._decision.of(asked)
+        self._now += seconds
+        return seconds
 
     def post(self, event: Event, at: float) -> None:
         at = at if at > self._now else self._now
@@ -149,7 +154,7 @@ class WallClock:
     def now(self) -> float:
         return time.monotonic() - self._origin
 
-    def decided(self, seconds: float) -> float:
+    def decided(self, seconds: float, asked: Asked) -> float:
         return seconds
 
     def post(self, event: Event, at: float) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from neustream.core.asked import Asked
 from neustream.core.batch import Batch
 from neustream.core.job import Job
 from neustream.core.policies import FCFS
@@ -48,7 +49,7 @@ class Deciding:
     def next(self, pool: str, worker: int, now: float) -> Batch | None:
         """The next step of a worker, if any."""
         scheduler = self._scheduler
-        asked, began = scheduler.decisions, stopwatch()
+        asked, began = scheduler.asked, stopwatch()
         try:
             batch = scheduler.next_batch(pool, now, worker)
         except BaseException as error:
@@ -56,16 +57,17 @@ class Deciding:
                 raise
             self._fault(error)
             batch = self._fcfs(pool, worker, now)
-        if scheduler.decisions > asked:
-            self._decided(pool, now, began, ahead=False)
+        if scheduler.asked is not asked:
+            self._decided(pool, now, began, scheduler.asked.since(asked), ahead=False)
         return batch
 
-    def _decided(self, pool: str, now: float, began: float, *, ahead: bool) -> None:
-        """A policy was asked, `began` on the stopwatch."""
-        seconds = self._clock.decided(stopwatch() - began)
+    def _decided(self, pool: str, now: float, began: float, asked: Asked, *, ahead: bool) -> None:
+        """A policy was asked something, `began` on the stopwatch."""
+        seconds = self._clock.decided(stopwatch() - began, asked)
         if self._looks is not None:
             self._looks.took(seconds)
-        self._tell(Decided(pool, now, seconds, ahead, self._member))
+        about = asked.requests, asked.new
+        self._tell(Decided(pool, now, seconds, ahead, self._member, *about))
 
     def _fault(self, error: BaseException) -> None:
         """A policy raised, or decided what cannot be: log it now and then."""
@@ -93,10 +95,11 @@ class Deciding:
 
     def plan(self, batch: Batch, now: float) -> None:
         """Decide what follows `batch`."""
-        asked, began = self._scheduler.decisions, stopwatch()
+        scheduler = self._scheduler
+        asked, began = scheduler.asked, stopwatch()
         self._plan(batch, now)
-        if self._scheduler.decisions > asked:
-            self._decided(batch.pool, now, began, ahead=True)
+        if scheduler.asked is not asked:
+            self._decided(batch.pool, now, began, scheduler.asked.since(asked), ahead=True)
 
     def _plan(self, batch: Batch, now: float) -> None:
         try:

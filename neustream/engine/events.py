@@ -241,13 +241,18 @@ class Refused:
 
 @record()
 class Decided:
-    """A policy was asked, in `seconds`; `ahead`: for the step after the one under way."""
+    """A policy was asked, in `seconds`; `ahead`: for the step after the one under way.
+
+    `requests`: about so many, of which `new` had not run; about none where the step before stands.
+    """
 
     pool: str
     at: float
     seconds: float
     ahead: bool = False
     member: str = ""
+    requests: int = 0
+    new: int = 0
 
 
 @record()

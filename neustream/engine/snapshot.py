@@ -99,7 +99,7 @@ def _of(drive: Drive) -> MemberState:
     scheduler = drive.scheduler
     return MemberState(
         len(scheduler.jobs),
-        scheduler.decisions,
+        scheduler.asked.decisions,
         drive.deciding.faults,
         dict(drive.closed),
         drive.leaving,

@@ -27,6 +27,7 @@ from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.engine.clock import stopwatch
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.events import Observer
 from neustream.engine.executor import BRIEF_S, ProfiledExecutor
 from neustream.engine.report import Report
@@ -73,7 +74,7 @@ class Bench:
     Args:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
-        decision_s, call_s: of a decision, of taking a request in at an instance.
+        decision, call_s: of a decision, of taking a request in at an instance.
         alone_s: steps shorter than that have no decision beside them.
         ways: what messages took where this was served.
     """
@@ -84,7 +85,7 @@ class Bench:
         outcome: Callable[[Batch], Sequence[Update]] | None,
         handovers: Mapping[str, float],
         truth: Mapping[str, LatencyProfile],
-        decision_s: float,
+        decision: DecisionTime,
         call_s: float = 0.0,
         *,
         alone_s: float = BRIEF_S,
@@ -94,7 +95,7 @@ class Bench:
         self.outcome = outcome
         self.handovers = handovers
         self.truth = truth
-        self.decision_s = decision_s
+        self.decision = decision
         self.call_s = call_s
         self.alone_s = alone_s
         self.ways = ways
@@ -179,7 +180,7 @@ def simulate_cluster(
             faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
             reporting=Reporting(network.report_s),
             watchers=watchers,
-            decision_s=bench.decision_s,
+            decision=bench.decision,
             call_s=bench.call_s if measured is None else 0.0,  # it is part of the way there
         )
         cluster.run(prepared.requests, observers, report, prepared.turns, prepared.bound())

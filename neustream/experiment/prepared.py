@@ -18,6 +18,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.steps import PhaseProfile
 from neustream.core.types import Request
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.executor import Executor
 from neustream.engine.member import Member
 from neustream.engine.places import Places
@@ -186,6 +187,8 @@ def _with_costs(experiment: Experiment) -> Experiment:
     """The experiment with what its profiles say of serving, where the config does not say it."""
     costs, simulation = pipeline_of(experiment).costs(), experiment.simulation
     update = {name: cost for name, cost in costs if getattr(simulation, name, 0.0) is None}
+    if simulation.decision_s is not None:  # then any decision takes that, as far as nothing more is said
+        update = {name: cost for name, cost in update.items() if name not in DecisionTime._fields}
     return experiment.model_copy(update={"simulation": simulation.model_copy(update=update)})
 
 

@@ -23,6 +23,7 @@ from neustream.config.workload import Workload
 from neustream.core.batch import Batch
 from neustream.core.policy import Policy
 from neustream.engine.clock import VirtualClock
+from neustream.engine.decision_time import AT_ONCE, DecisionTime
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import BRIEF_S, Executor, ProfiledExecutor
@@ -68,7 +69,7 @@ def simulate(
     real = {} if observed or device is not None else prepared.truth
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
-        seconds = costs.decision_s, costs.call_s
+        seconds = costs.decision, costs.call_s
         bench = Bench(factor, outcome, costs.handovers, real, *seconds, alone_s=costs.alone_s, ways=ways)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
@@ -88,7 +89,7 @@ def simulate(
         {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
     )
     members = prepared.members(policy, _executors(prepared, executor, own))
-    engine = Engine(members, VirtualClock(costs.decision_s), observers)
+    engine = Engine(members, VirtualClock(costs.decision), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests, call_s=costs.call_s, turns=prepared.turns, places=prepared.bound())
 
@@ -98,11 +99,11 @@ class _Costs:
     """What a simulated device adds to the profiles; the dicts are by stage.
 
     `alone_s`: steps shorter than that have no decision beside them.
-    `decision_s`, `call_s`: of a decision and of a call of `submit`. `handovers`: seconds between a
+    `decision`, `call_s`: of a decision and of a call of `submit`. `handovers`: seconds between a
     step's end and the next. `stretches`: how many times its profiled latency a step takes.
     """
 
-    decision_s: float = 0.0
+    decision: DecisionTime = AT_ONCE
     alone_s: float = BRIEF_S
     call_s: float = 0.0
     handovers: dict[str, float] = field(default_factory=dict)
@@ -115,11 +116,16 @@ def _costs(prepared: Prepared, device: Simulation | None) -> _Costs:
     for pipeline in prepared.pipelines:
         simulation = device or pipeline.experiment.simulation
         stretch = _stretch(simulation, _noise(pipeline))
-        costs.decision_s = max(costs.decision_s, simulation.decision_s or 0.0)
+        costs.decision = DecisionTime(*map(max, costs.decision, _decision(simulation)))
         costs.call_s = max(costs.call_s, simulation.call_s or 0.0)
         costs.handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
         costs.stretches |= dict.fromkeys(pipeline.labels, stretch)
     return costs
+
+
+def _decision(simulation: Simulation) -> DecisionTime:
+    """What a decision takes; what nobody says is nothing."""
+    return DecisionTime(*[getattr(simulation, name) or 0.0 for name in DecisionTime._fields])
 
 
 def _alone_s(*simulations: Simulation | None) -> float:

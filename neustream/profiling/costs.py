@@ -20,6 +20,7 @@ from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock, stopwatch
+from neustream.engine.decision_time import decision_time
 from neustream.engine.engine import Engine
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.executor import StreamModule, ThreadExecutor, alone_s
@@ -90,7 +91,7 @@ def engine_costs(
 
 def _seen(watches: Sequence[_Watch], late: Sequence[float], alone_s: float) -> EngineCosts:
     """What the watches of all pools saw; `late`: seconds that each call took; `alone_s`: of the device."""
-    gaps, decisions, ratios = list[float](), list[float](), list[float]()
+    gaps, decisions, ratios = list[float](), list[Decided](), list[float]()
     for watch in watches:
         gaps += watch.gaps()
         decisions += watch.decisions
@@ -99,10 +100,10 @@ def _seen(watches: Sequence[_Watch], late: Sequence[float], alone_s: float) -> E
     scale = max(statistics.median(ratios), 1.0) if ratios else 1.0
     return EngineCosts(
         handover_s=_median(gaps),
-        decision_s=_median(decisions),
         alone_s=alone_s,
         call_s=_median(late),
         latency_scale=scale,
+        **decision_time(decisions)._asdict(),
     )
 
 
@@ -132,12 +133,12 @@ class _Watch:
     def __init__(self) -> None:
         self.called: list[tuple[float, float]] = []
         self.finished: list[Finished] = []
-        self.decisions: list[float] = []
+        self.decisions: list[Decided] = []
         self._waited: list[float] = []  # by step: for a decision, before it started
         self._latest = 0.0
 
     def decided(self, record: Decided) -> None:
-        self.decisions.append(record.seconds)
+        self.decisions.append(record)
         self._latest = record.seconds
 
     def started(self, record: Started) -> None:

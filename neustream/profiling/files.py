@@ -42,7 +42,9 @@ class EngineCosts(BaseModel):
     """What serving adds to steps, in seconds, as measured on the engine.
 
     `handover_s`: from the end of a step to the start of the next, where that is planned already;
-    `decision_s`: what the default policy takes to decide. `alone_s`: shorter steps are decided one
+    `decision_s`: what the default policy takes to decide, whatever there is to be decided;
+    `decision_request_s`: more of it for each request that it is asked about, none where a step stands as
+    decided before; `decision_new_s`: more for each of these that has not run. `alone_s`: shorter steps are decided one
     after the other, longer ones beside the step before. `call_s`: what the call for a request
     takes in the serving process, before it is taken in. `latency_scale`: how many times its profile
     a served step takes, 1 or more. `load_s`: until the model is there and can be served, its
@@ -55,6 +57,8 @@ class EngineCosts(BaseModel):
 
     handover_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     decision_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    decision_request_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    decision_new_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     alone_s: Annotated[float, Field(ge=0, le=1e6)] = BRIEF_S
     call_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     latency_scale: Annotated[float, Field(ge=1, le=1e6)] = 1.0
@@ -162,6 +166,8 @@ def load_costs(paths: Sequence[Path]) -> EngineCosts:
     return EngineCosts(
         handover_s=min(cost.handover_s for cost in costs),
         decision_s=min(cost.decision_s for cost in costs),
+        decision_request_s=min(cost.decision_request_s for cost in costs),
+        decision_new_s=min(cost.decision_new_s for cost in costs),
         alone_s=min(cost.alone_s for cost in costs),
         call_s=min(cost.call_s for cost in costs),
         latency_scale=min(cost.latency_scale for cost in costs),

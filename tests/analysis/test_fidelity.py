@@ -22,41 +22,51 @@ from neustream.analysis.fidelity import (
 )
 from neustream.config import load_config, load_experiment
 from neustream.config.schema import Simulation
+from neustream.core.asked import Asked
 from neustream.core.batch import StepInfo
 from neustream.core.events import Ended, Submitted
+from neustream.engine.decision_time import AT_ONCE, DecisionTime
 from neustream.engine.events import Decided, Finished, Started
 from neustream.experiment import prepare, simulate
 
 PROFILES = {"draw": table("draw", 1.0, 1.0), "decode": table("decode", 0.5)}
 
 
-def watched(arrivals, *, handover_s=0.0, stretch=None, steps=2, decision_s=0.0, alone_s=0.0):
+def watched(arrivals, *, handover_s=0.0, stretch=None, steps=2, decision=AT_ONCE, alone_s=0.0):
     """What a run on one worker did."""
     graph, watch = draw_and_decode(), Watch()
     scheduler = Scheduler([Pool("gpu", tuple(graph.stages))], FCFS(), PROFILES)
     executor = ProfiledExecutor(handover_s=handover_s, stretch=stretch, alone_s=alone_s)
     requests = [Request(f"r{at}", graph, arrival, SLO(), {"steps": steps}) for at, arrival in enumerate(arrivals)]
-    Engine(Member(scheduler, {"gpu": executor}), VirtualClock(decision_s), [watch]).run(requests)
+    Engine(Member(scheduler, {"gpu": executor}), VirtualClock(decision), [watch]).run(requests)
     return watch.told()
 
 
 @pytest.mark.parametrize(("alone_s", "planned", "idle"), [(0.0, 2 / 3, 0.0), (2.0, 0.0, 0.5 / 3)])
 def test_a_decision_between_two_steps_is_no_handover(alone_s, planned, idle):
-    seen = watched([0.0], decision_s=0.25, alone_s=alone_s)
+    seen = watched([0.0], decision=DecisionTime(0.25), alone_s=alone_s)
     assert seen.gap_us == (0.0, 0.0) and seen.decision_us == (0.25e6, 0.25e6)
-    assert seen.mean_us == (0.0, 0.25e6)
+    assert seen.mean_gap_us == 0.0 and seen.decision.of(Asked(1, 1)) == pytest.approx(0.25)
     assert seen.planned == pytest.approx(planned)
     assert seen.idle_share == pytest.approx(idle)
 
 
-def test_the_simulator_is_told_of_the_mean_decision():
+def test_the_simulator_is_told_of_decisions_by_what_was_decided():
     """Most take a tenth of the few that choose among prompts: the median would leave these out."""
     watch = Watch()
-    for seconds in (0.001, 0.001, 0.001, 0.013):
-        watch(Decided("gpu", 0.0, seconds))
+    for seconds, requests, new in ((0.001, 0, 0), (0.001, 0, 0), (0.003, 4, 0), (0.0065, 3, 2)):
+        watch(Decided("gpu", 0.0, seconds, requests=requests, new=new))
     seen = watch.told()
-    assert seen.decision_us[0] == pytest.approx(1000)
-    assert seen.costs.decision_s == pytest.approx(0.004)
+    assert seen.decision_us[0] == pytest.approx(2000)
+    assert tuple(seen.decision) == pytest.approx((0.001, 0.0005, 0.002))
+    assert seen.costs.decision_s == pytest.approx(0.001)
+    assert seen.costs.decision_request_s == pytest.approx(0.0005)
+    assert seen.costs.decision_new_s == pytest.approx(0.002)
+
+
+def test_what_a_simulated_decision_took_is_what_is_seen_of_it():
+    given = DecisionTime(0.25, 0.0625, 0.125)
+    assert tuple(watched([0.0, 0.5, 0.5, 2.0], decision=given).decision) == pytest.approx(given)
 
 
 # -- errors -----------------------------------------------------------------------------------------
@@ -198,7 +208,7 @@ def test_a_step_that_failed_says_nothing_of_how_fast_steps_are():
 
 
 def test_a_run_without_steps_has_nothing_to_tell():
-    assert Watch().told() == Served({}, 0.0, (0.0, 0.0), 0.0, 0, (0.0, 0.0), (0.0, 0.0), 0.0, (0.0, 0.0))
+    assert Watch().told() == Served({}, 0.0, (0.0, 0.0), 0.0, 0, (0.0, 0.0), 0.0, AT_ONCE, 0.0, (0.0, 0.0))
 
 
 def test_quantiles_and_spread():
@@ -216,7 +226,7 @@ def test_each_rung_knows_more(tmp_path):
         load_experiment(toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3}))
     )
     steps, none = {"draw": 2.0, "decode": 1.0}, (0.0, 0.0)
-    seen = Served(steps, 0.0, (1000.0, 1000.0), 0.0, 9, none, (1000.0, 0.0), 0.0, (5000.0, 0.0))
+    seen = Served(steps, 0.0, (1000.0, 1000.0), 0.0, 9, none, 1000.0, AT_ONCE, 0.0, (5000.0, 0.0))
     reports = ladder(prepared, "serial", seen, lambda batch: 3.0 if batch.stage == "draw" else 1.0)
     assert {name: report.latency.percentile(50) for name, report in reports.items()} == {
         "profile": pytest.approx(0.007),

@@ -59,6 +59,6 @@ def over(tested: Scheduler, batch: Batch, at: float | None = None, **update: obj
 
 def asked(tested: Scheduler, now: float, worker: int = 0) -> tuple[Batch | None, bool]:
     """The next step, and whether the policy was asked for it."""
-    before = tested.decisions
+    before = tested.asked.decisions
     batch = tested.next_batch("gpu", now, worker)
-    return batch, tested.decisions > before
+    return batch, tested.asked.decisions > before

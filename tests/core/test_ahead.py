@@ -135,9 +135,9 @@ def test_held_jobs_are_left_out():
 def test_an_empty_pool_is_planned_as_such_once():
     tested = scheduler()
     batch = start(tested, request("a", steps=0))
-    before = tested.decisions
+    before = tested.asked.decisions
     tested.plan(batch, 0.0)
-    assert tested.decisions == before
+    assert tested.asked.decisions == before
     assert tested.planned(batch)
     assert asked(tested, over(tested, batch)) == (None, False)
 

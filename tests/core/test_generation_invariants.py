@@ -32,6 +32,7 @@ from neustream import (
 from neustream.core.events import Emitted, Ended
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import StepProfile
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.events import Cancel, Started
 from neustream.graphs import llm, llm_profiles
 
@@ -171,7 +172,7 @@ def run(policy, case):
                 updates.append({"ended": job.call_outputs + 1 >= case.requests[at][3]})
         return updates
 
-    clock = VirtualClock(case.decision_s)
+    clock = VirtualClock(DecisionTime(case.decision_s))
     for at, delay in case.cancels:
         if at < len(requests):
             clock.post(Cancel(f"r{at}", Future()), requests[at].arrival + delay)

@@ -34,6 +34,7 @@ from neustream import (
 )
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.graph import Node
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.events import Cancel, Finished, Started
 
 STAGES = [
@@ -187,7 +188,7 @@ def misfortunes(case):
 def run(case, name):
     pools = [Pool(f"pool{i}", stages, case.workers, case.sticky) for i, stages in enumerate(case.pools)]
     scheduler = Kept(pools, POLICIES[name](), PROFILES)
-    clock, watch = VirtualClock(case.decision_s), Watch(case.slowdown, case.decision_s)
+    clock, watch = VirtualClock(DecisionTime(case.decision_s)), Watch(case.slowdown, case.decision_s)
     executor = ProfiledExecutor(stretch=lambda batch: case.slowdown, outcome=misfortunes(case))
     graphs = [Graph(f"g{i}", seq(node, NOTHING)) for i, node in enumerate(case.graphs)]
     requests, now = [], 0.0
@@ -228,9 +229,9 @@ def test_every_request_ends_exactly_once(name, case):
     assert scheduler.jobs == {}
     assert not watch.live
     assert not watch.busy
-    asked = scheduler.decisions
+    asked = scheduler.asked.decisions
     assert all(scheduler.next_batch(pool, watch.now, 0) is None for pool in scheduler.pools)
-    assert scheduler.decisions == asked  # no queue holds anybody
+    assert scheduler.asked.decisions == asked  # no queue holds anybody
     assert scheduler.pop_events() == []
 
 

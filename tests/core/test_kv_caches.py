@@ -33,6 +33,7 @@ from neustream import (
 )
 from neustream.core.policies import POLICIES
 from neustream.core.steps import StepProfile
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.events import Cancel
 from neustream.graphs import llm, llm_profiles
 
@@ -298,7 +299,7 @@ def run(policy, case):
         ends = [case.requests[int(job.id[1:])][4] for job in batch.jobs]
         return [{"ended": job.call_outputs + 1 >= end} for job, end in zip(batch.jobs, ends, strict=True)]
 
-    clock = VirtualClock(case.decision_s)
+    clock = VirtualClock(DecisionTime(case.decision_s))
     for at, delay in case.cancels:
         if at < len(requests):
             clock.post(Cancel(f"r{at}", Future()), requests[at].arrival + delay)

@@ -150,9 +150,9 @@ def test_a_finished_job_is_forgotten():
         run(some, float(now), [{"big": object()}])
     assert some.jobs == {}
     assert (job.state, job.calls_left, job.stage, job.cursor) == ({}, {}, None, None)
-    asked = some.decisions
+    asked = some.asked.decisions
     assert some.next_batch("gpu", 9.0) is None
-    assert some.decisions == asked  # nobody waits, so the policy is not even asked
+    assert some.asked.decisions == asked  # nobody waits, so the policy is not even asked
 
 
 def test_a_request_of_no_steps_ends_at_once():

@@ -55,7 +55,7 @@ def test_the_step_runs_again_and_counts_as_decided():
     scheduler, rule = serving()
     for now in range(2, 10):
         assert step(scheduler, float(now)) == ["0", "1"]
-    assert rule.asked == 2 and scheduler.decisions == 10
+    assert rule.asked == 2 and scheduler.asked.decisions == 10
     assert [job.call_outputs for job in scheduler.jobs.values()] == [10, 10]
 
 

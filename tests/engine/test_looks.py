@@ -27,6 +27,7 @@ from neustream import (
     loop,
 )
 from neustream.core.events import Ended
+from neustream.engine.decision_time import DecisionTime
 from neustream.engine.events import Decided, Done, Finished
 
 PROFILES = {"draw": table("draw", 1.0, 1.25), "decode": table("decode", 0.5)}
@@ -44,7 +45,7 @@ class Told(list):
 def run(*requests, decision_s=0.25, policy=None, executor=None, profiles=PROFILES, graph=None):
     """What observers were told of requests for draws and a decode, and when each of them ended."""
     told, log = Told(), EventLog()
-    clock = VirtualClock(decision_s)
+    clock = VirtualClock(DecisionTime(decision_s))
     tested = engine(graph or draw_and_decode(), profiles, policy, clock=clock, observers=[told, log], executor=executor)
     tested.run(requests)
     return told, ends(log)
@@ -115,10 +116,21 @@ def test_a_handover_comes_between_all_steps():
     assert ended == {"a": 0.25 + 3 * 1.125 + 0.625}
 
 
+@pytest.mark.parametrize("name", DecisionTime._fields)
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
-def test_a_decision_takes_a_time(seconds):
-    with pytest.raises(RequestError, match="decision_s must be a time >= 0, got"):
-        VirtualClock(seconds)
+def test_a_decision_takes_a_time(name, seconds):
+    with pytest.raises(RequestError, match=f"{name} must be a time >= 0, got"):
+        VirtualClock(DecisionTime(**{name: seconds}))
+
+
+def test_a_decision_takes_longer_the_more_it_is_about():
+    """The first is about two that have not run, the second about one that has: of two draws, one at a time."""
+    told, clock = Told(), VirtualClock(DecisionTime(0.25, 0.5, 2.0))
+    tested = engine(draw_and_decode(), PROFILES, FCFS(), clock=clock, observers=[told], executor=ProfiledExecutor())
+    tested.run([ask("a"), ask("b")])
+    seen = [(one.requests, one.new, one.seconds) for one in told.of(Decided)]
+    assert seen[0] == (2, 2, 0.25 + 2 * 0.5 + 2 * 2.0)
+    assert seen[1:] == [(count, new, 0.25 + count * 0.5 + new * 2.0) for count, new, _ in seen[1:]]
 
 
 # -- what a plan knows of --------------------------------------------------------------------------
@@ -278,7 +290,7 @@ SECONDS = {"s": LinearProfile("s", base=0.0, per_size=1.0, max_batch=1)}
 
 def on_two_workers(*asked, sticky=False):
     """How requests of some seconds each end: (arrival, seconds, promised total)."""
-    told, clock = Told(), VirtualClock(1e-3)
+    told, clock = Told(), VirtualClock(DecisionTime(1e-3))
     tested = engine(
         SIZED, SECONDS, workers=2, clock=clock, observers=[told], executor=ProfiledExecutor(), sticky=sticky
     )
