@@ -38,21 +38,25 @@ def record(*, eq: bool = True) -> Callable[[type[Made]], type[Made]]:
 
 
 def _constructor(made: Any, filled: type) -> Callable[..., Any]:
-    """`made.__new__`, which fills in an object of the other class, with the same slots."""
-    names: dict[str, Any] = {"new": object.__new__, "filled": filled}
+    """`made.__new__`, which fills in an object of the other class, with the same slots.
+
+    Its own names begin with `__`, so that fields may have any other.
+    """
+    names: dict[str, Any] = {"__new": object.__new__, "__filled": filled}
     asked, sets = [], []
     for field in fields(made):
         name, value = field.name, field.name
         known = field.default is not MISSING
-        names[f"of_{name}"] = field.default
+        names[f"__of_{name}"] = field.default
         if field.default_factory is not MISSING:
-            names[f"make_{name}"] = field.default_factory
-            value = f"make_{name}() if {name} is of_{name} else {name}"
+            names[f"__make_{name}"] = field.default_factory
+            value = f"__make_{name}() if {name} is __of_{name} else {name}"
             known = True
-        asked.append(f"{name}=of_{name}" if known else name)
-        sets.append(f"    one.{name} = {value}")
-    begin, end = ["    one = new(filled)"], ["    one.__class__ = cls", "    return one"]
-    exec("\n".join([f"def __new__(cls, {', '.join(asked)}):", *begin, *sets, *end]), names)
+        asked.append(f"{name}=__of_{name}" if known else name)
+        sets.append(f"    __one.{name} = {value}")
+    begin = ["    __one = __new(__filled)"]
+    end = ["    __one.__class__ = __cls", "    return __one"]
+    exec("\n".join([f"def __new__(__cls, {', '.join(asked)}):", *begin, *sets, *end]), names)
     new: Callable[..., Any] = names["__new__"]
     new.__annotations__ = {field.name: field.type for field in fields(made)}
     new.__qualname__ = f"{made.__qualname__}.__new__"

@@ -47,6 +47,19 @@ def test_a_record_is_made_as_a_dataclass_is() -> None:
     assert Made.__match_args__ == ("a", "b", "c")
 
 
+@record()
+class Named:
+    new: int
+    one: int = 1
+    cls: int = 2
+    filled: list[int] = field(default_factory=list)
+
+
+def test_fields_may_have_any_name() -> None:
+    made = Named(5, cls=3)
+    assert (made.new, made.one, made.cls, made.filled) == (5, 1, 3, [])
+
+
 def test_a_record_is_frozen_and_has_slots() -> None:
     made = Made(1)
     with pytest.raises(FrozenInstanceError):
