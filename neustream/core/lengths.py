@@ -42,12 +42,23 @@ class Lengths:
     Attributes:
         ends: generations that ended of themselves.
         far: outputs that some (`SEEN`) generations came to.
+        times: how often what is said of them was computed anew.
     """
 
-    __slots__ = ("_by_most", "_curves", "_ended", "_fresh", "_passed", "_reached", "ends", "far")
+    __slots__ = (
+        "_by_most",
+        "_curves",
+        "_ended",
+        "_fresh",
+        "_passed",
+        "_reached",
+        "ends",
+        "far",
+        "times",
+    )
 
     def __init__(self) -> None:
-        self.ends = self.far = self._passed = 0
+        self.ends = self.far = self.times = self._passed = 0
         self._by_most: dict[int, list[int]] = {}
         self._reached = [0] * 64
         self._ended = [0] * 64
@@ -111,6 +122,7 @@ class Lengths:
         if self.ends >= self._fresh[0] or self._passed >= self._fresh[1]:
             self._fresh = (self.ends + _some(self.ends), self._passed + max(self._passed // 8, 1))
             self._curves.clear()
+            self.times += 1
         curve = self._curves.get(most)
         if curve is None:
             power = 2.0 ** np.ceil(np.log2(most)) if most < np.inf else most  # so that they are few

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from neustream import Graph, Job, Request, Stage
+from neustream.core.lengths import Lengths
 from neustream.core.policies import way_rooms
 from neustream.core.policies.way_rooms import KEPT, KnownLegs, Looked, ScarcePrice
 
@@ -15,8 +16,8 @@ def test_what_is_ahead_is_asked_anew_in_each_call_of_a_stage(monkeypatch):
     """A loop comes to the same stage again, and an id may be given again after its end."""
     asked = []
     monkeypatch.setattr(way_rooms, "legs_of_job", lambda view, job: asked.append(job.outputs) or [])
-    view, known = SimpleNamespace(live={"a": None}), KnownLegs()
-    job = SimpleNamespace(id="a", stage=object(), arrival=0.0, outputs=0, call_outputs=0)
+    view, known = SimpleNamespace(live={"a": None}, lengths={}), KnownLegs()
+    job = SimpleNamespace(id="a", stage=object(), arrival=0.0, outputs=0, call_outputs=0, begun=True)
     known.of(view, job)
     job.outputs = job.call_outputs = 3  # on with the same call
     known.of(view, job)
@@ -27,6 +28,23 @@ def test_what_is_ahead_is_asked_anew_in_each_call_of_a_stage(monkeypatch):
     job.outputs, job.arrival = 0, 9.0  # another request of that id
     known.of(view, job)
     assert asked == [0, 3, 0]
+
+
+def test_who_waits_is_judged_by_what_is_known_of_lengths_now(monkeypatch):
+    """And who has begun by what was known then."""
+    monkeypatch.setattr(way_rooms, "legs_of_job", lambda view, job: asked.append(job.begun) or [])
+    lengths = Lengths()
+    view, known = SimpleNamespace(live={"a": None}, lengths={"text": lengths}), KnownLegs()
+    for begun, times in ((False, 2), (True, 1)):
+        asked = []
+        job = SimpleNamespace(id="a", stage=object(), arrival=0.0, outputs=0, call_outputs=0, begun=begun)
+        known.of(view, job)
+        known.of(view, job)
+        for _ in range(10):
+            lengths.ended(20, 100)
+        lengths.within(0, (0.5,))
+        known.of(view, job)
+        assert asked == [begun] * times
 
 
 def test_worth_is_kept_of_no_more_than_so_many_where_nobody_is_submitted():

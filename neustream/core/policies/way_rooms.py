@@ -76,20 +76,26 @@ class Looked:
 class Ahead(NamedTuple):
     """What is ahead of a job at a stage.
 
-    `call`: which of its calls it is in, or on the way to: when it came, and its outputs before.
+    `call`: which of its calls it is in, or on the way to: when it came, and its outputs before;
+    `times`: how often lengths had been learnt anew (`Lengths.times`), of one that has not begun.
     `behind`: seconds alone of all legs but the first, at each of `SHARES`; `shared`: of those of
     them in pools that charge for it.
     """
 
     stage: Stage | None
     call: tuple[float, int]
+    times: int
     legs: list[Leg]
     behind: list[float]
     shared: list[float]
 
 
 class KnownLegs:
-    """What is ahead of live jobs, as long as they are at one stage of one call."""
+    """What is ahead of live jobs, as long as they are at one stage of one call.
+
+    Of those that have not begun also as long as no more is known of how long generations get: who
+    waits is not to be judged by what was guessed when it came.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, Ahead] = {}
@@ -97,12 +103,14 @@ class KnownLegs:
     def of(self, view: View, job: Job) -> Ahead:
         known = self._known.get(job.id)
         call = job.arrival, job.outputs - job.call_outputs
-        if known is None or known.stage is not job.stage or known.call != call:
+        times = 0 if job.begun else sum([lengths.times for lengths in view.lengths.values()])
+        here = known is not None and known.stage is job.stage
+        if known is None or not here or known.call != call or known.times != times:
             legs = legs_of_job(view, job)
             nothing = np.zeros(len(SHARES))
             behind = sum([leg.alones for leg in legs[1:]], nothing)
             shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
-            known = Ahead(job.stage, call, legs, behind.tolist(), shared.tolist())
+            known = Ahead(job.stage, call, times, legs, behind.tolist(), shared.tolist())
             if len(self._known) > 4 * len(view.live) + 64:
                 self._known = {id: one for id, one in self._known.items() if id in view.live}
             self._known[job.id] = known
