@@ -21,7 +21,7 @@ from neustream.cluster.packing import Packing
 from neustream.cluster.parcels import fresh, size_of, take
 from neustream.cluster.reporting import Reporter, Reporting
 from neustream.cluster.room import Room
-from neustream.cluster.served import Served, over_of
+from neustream.cluster.served import Served, cancelled, over_of
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
 from neustream.core.entry import Entry
@@ -107,7 +107,7 @@ class MemberInstance:
         self._hears: dict[type[Any], Callable[[Any], None]] = {
             Emitted: self._made,
             Started: self._started,
-            Finished: lambda record: self._reporter.soon(),
+            Finished: self._reporter.finished,
             Ended: self._ended,
             Held: lambda record: self._waits(record.id, ""),
             Left: lambda record: self._waits(record.id, record.stage),
@@ -135,17 +135,15 @@ class MemberInstance:
             return
         graph = self._graphs.get(order.graph)
         if graph is None:
-            self._refuse(
-                order.id, order.term, f"instance {self.name!r} has no graph {order.graph!r}"
-            )
+            self._refuse(order, f"instance {self.name!r} has no graph {order.graph!r}")
             return
         try:
             fresh(self.drive, order, graph, order.sent_at - order.age - self.offset_s, now)
         except NeustreamError as error:
-            self._refuse(order.id, order.term, told(error))
+            self._refuse(order, told(error))
             return
         self._terms[order.id] = order.term
-        self._send(say.HEAD, say.Took(order.id, order.term))
+        self._say(say.Took(order.id, order.term))
 
     def _wanted(self, message: say.Send | say.Parcel) -> bool:
         """Whether a request is to begin now: not if it was freed, or is in its last step here."""
@@ -159,18 +157,15 @@ class MemberInstance:
             return False
         return True
 
-    def _refuse(self, id: str, term: int, reason: str) -> None:
-        self._send(say.HEAD, say.Refused(id, term, reason))
+    def _refuse(self, order: say.Send | say.Reserve | say.Give | say.Parcel, reason: str) -> None:
+        self._say(say.Refused(order.id, order.term, reason))
 
     def _cancel(self, order: say.Cancel, now: float) -> None:
         if self._terms.get(order.id) == order.term:
             self._scheduler.cancel(order.id, now)
         elif order.id in self._later and self._later[order.id].term == order.term:
             del self._later[order.id]
-            over = say.Over(
-                order.id, order.term, "cancelled", "cancelled by the caller", None, 0, None, True
-            )
-            self._send(say.HEAD, over)
+            self._say(cancelled(order.id, order.term))
 
     def _free(self, order: say.Free, now: float) -> None:
         id, term = order.id, order.term
@@ -202,7 +197,7 @@ class MemberInstance:
             self.epoch = order.epoch
             self._lose_head(now)
         standing = [say.Standing(id, term) for id, term in self._terms.items()]
-        self._send(say.HEAD, say.Here(tuple(standing), self._served.pasts.all))
+        self._say(say.Here(tuple(standing), self._served.pasts.all))
 
     def _lose_head(self, now: float) -> None:
         """The head is gone: what is here goes on for a while, and nobody hears of it."""
@@ -230,12 +225,12 @@ class MemberInstance:
         id = order.id
         self._terms[id] = order.term
         over = self._orphans.pop(id)
-        self._send(say.HEAD, say.Took(id, order.term, tuple(self._made_here.get(id, ()))))
+        self._say(say.Took(id, order.term, tuple(self._made_here.get(id, ()))))
         if id in self._began:
-            self._send(say.HEAD, say.Began(id, order.term))
+            self._say(say.Began(id, order.term))
         if over is not None:
             self._drop(id)
-            self._send(say.HEAD, replace(over, term=order.term))
+            self._say(replace(over, term=order.term))
             return
         job = self._scheduler.jobs.get(id)  # None: that it ended is about to be noted
         if job is not None and job.status == "away" and job.stage is not None:
@@ -247,7 +242,7 @@ class MemberInstance:
         self._room.free_all()
         self._keeping.clear()
         self._later.clear()
-        self._send(say.HEAD, say.Fenced())
+        self._say(say.Fenced())
 
     # -- moves ------------------------------------------------------------------------------------
 
@@ -258,9 +253,9 @@ class MemberInstance:
         try:
             self._room.keep(order.id, order.term, order.tokens)
         except NeustreamError as error:
-            self._refuse(order.id, order.term, told(error))
+            self._refuse(order, told(error))
             return
-        self._send(say.HEAD, say.Reserved(order.id, order.term))
+        self._say(say.Reserved(order.id, order.term))
 
     def _mine(self, order: say.Copy | say.Hold | say.Give | say.Resume) -> Entry | None:
         """The job that an order means, if it is still ours."""
@@ -275,7 +270,7 @@ class MemberInstance:
             self._send(order.target, say.Piece(order.id, order.next_term, job.kept, size))
 
     def _piece(self, piece: say.Piece, now: float) -> None:
-        self._send(say.HEAD, say.Copied(piece.id, piece.term, piece.tokens))
+        self._say(say.Copied(piece.id, piece.term, piece.tokens))
 
     def _hold(self, order: say.Hold, now: float) -> None:
         if self._mine(order) is not None:
@@ -303,7 +298,7 @@ class MemberInstance:
         if job is None or job.status not in ("held", "away") or order.id in self._orphans:
             return
         if failed:
-            self._refuse(order.id, order.term, f"not movable: {failed}")
+            self._refuse(order, f"not movable: {failed}")
             return
         self._post(order, pack(job, self._loop.clock.now()), pieces)
 
@@ -326,18 +321,18 @@ class MemberInstance:
         self._room.free(parcel.id)
         graph = self._graphs.get(parcel.carry.graph)
         if graph is None:
-            self._refuse(parcel.id, parcel.term, f"no graph {parcel.carry.graph!r}")
+            self._refuse(parcel, f"no graph {parcel.carry.graph!r}")
             return
         passed = max(now + self.offset_s - parcel.sent_at, 0.0)
         parcel = replace(parcel, carry=later(parcel.carry, passed))
         try:
             take(self.drive, parcel, graph, now, partial(self._unfit, parcel.id, parcel.term))
         except NeustreamError as error:
-            self._refuse(parcel.id, parcel.term, told(error))
+            self._refuse(parcel, told(error))
             return
         self._terms[parcel.id] = parcel.term
         self._made_here[parcel.id] = list(parcel.unheard)
-        self._send(say.HEAD, say.Took(parcel.id, parcel.term, parcel.unheard))
+        self._say(say.Took(parcel.id, parcel.term, parcel.unheard))
 
     def _unfit(self, id: str, term: int, reason: str) -> None:
         """On whatever thread: a module cannot go on from what was kept of a request."""
@@ -377,10 +372,14 @@ class MemberInstance:
     def _tell(self, report: say.Began | say.Made | say.Waits) -> None:
         """Tell the head of a request, if it wants to hear of it."""
         if report.id not in self._orphans:
-            self._send(say.HEAD, report)
+            self._say(report)
+
+    def _say(self, report: say.Report) -> None:
+        """Tell the head something; how it all is follows."""
+        self._send(say.HEAD, report)
+        self._reporter.soon()
 
     def _ended(self, record: Ended) -> None:
-        self._reporter.soon()
         id = record.id
         term = self._terms.get(id)
         if term is not None:
@@ -389,11 +388,12 @@ class MemberInstance:
                 self._orphans[id] = over
             else:
                 self._drop(id)
-                self._send(say.HEAD, over)
+                self._say(over)
         self._again(id)
 
     def _again(self, id: str) -> None:
         """A request is no longer here; one of the same id may wait for that."""
+        self._reporter.soon()
         message = self._later.pop(id, None)
         if message is not None:
             clock = self._loop.clock

@@ -1,4 +1,8 @@
-"""How an instance tells its head how it is: after steps, and now and then."""
+"""How an instance tells its head how it is: with what it says of requests, and now and then.
+
+Between two reports each line goes on as it was foretold (`forecasts.py`). So a step in which nobody
+begins, makes an output or ends is not told, unless it took much longer than it should have.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,16 @@ from neustream.cluster import messages as say
 from neustream.core.outlook import outlook_of
 from neustream.core.rates import Rates
 from neustream.engine.clock import Clock
-from neustream.engine.events import Call
+from neustream.engine.events import Call, Finished
 from neustream.engine.member import Drive
+
+SURPRISE = 1.5
+"""Times what it was expected to take at which the end of a step is news."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """In seconds: how often an outlook is told, after steps and if nothing happens.
+    """In seconds: how often an outlook is told at most, and if nothing is said.
 
     `lease_s`: how long requests are kept whose head is gone.
     """
@@ -64,8 +71,15 @@ class Reporter:
         """Another head counts from 0."""
         self.heard = 0
 
+    def finished(self, record: Finished) -> None:
+        """A step ended."""
+        step = record.step
+        speed = self._drive.scheduler.times.speed.get(step.stage, 1.0)
+        if record.at - step.started_at > SURPRISE * speed * step.expected_s:
+            self.soon()
+
     def soon(self) -> None:
-        """Tell how it is, once the steps that can start have started, but not too often."""
+        """Something was said: tell how it is once what can start has started, not too often."""
         if not self._telling:
             self._telling = True
             at = max(self._clock.now(), self._told_at + self.reporting.report_s)

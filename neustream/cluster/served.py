@@ -23,6 +23,11 @@ def over_of(ended: Ended, term: int) -> Over:
     )
 
 
+def cancelled(id: str, term: int) -> Over:
+    """How a request ended that was cancelled before it began."""
+    return Over(id, term, "cancelled", "cancelled by the caller", None, 0, None, True)
+
+
 class Served:
     """Requests by id.
 

@@ -11,6 +11,7 @@ from neustream.cluster.member_instance import MemberInstance
 from neustream.cluster.reporting import Reporting
 from neustream.core.rates import Rates
 from neustream.engine.clock import VirtualClock
+from neustream.engine.events import Call
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
@@ -54,8 +55,13 @@ class Bench:
         return self.heard()
 
     def step(self) -> list[object]:
-        """Let the next thing happen."""
-        return self.turn(self.clock.wait())
+        """Let the next thing happen, beside that it tells how it is."""
+        heard: list[object] = []
+        while True:
+            events = self.clock.wait()
+            heard += self.turn(events)
+            if [event for event in events if event != Call(self.instance.tell, rank=4)]:
+                return heard
 
     def heard(self) -> list[object]:
         said, self.said = self.said, []
@@ -175,3 +181,16 @@ def test_clocks_of_other_machines_do_not_matter():
     assert [one.outlook.sent_at for _, one in bench.said if isinstance(one, say.Told)] == [1000.25]
     (refused,) = bench.do(begin("late", age=3.0, sent_at=1000.0, slo=SLO(total=2.0)))
     assert refused.reason == "its promise was over 1.000 s ago"
+
+
+@pytest.mark.parametrize(("slow", "instants"), [(1.0, [0.0, 0.4]), (1.4, [0.0, 0.44]), (2.0, [0.0, 0.3, 0.5])])
+def test_how_it_is_goes_with_what_it_says_and_with_steps_that_take_much_longer(slow, instants):
+    """Of the steps of a loop only the second takes `slow` times as long as it should."""
+    times = iter([1.0, slow, 1.0, 1.0])
+    bench = Bench(executor=ProfiledExecutor(stretch=lambda batch: next(times)))
+    bench.do(begin(graph="image"))
+    while bench.jobs:
+        bench.loop.turn(bench.clock.wait())
+    bench.loop.turn(bench.clock.wait())
+    told = [message.outlook.sent_at for _, message in bench.said if isinstance(message, say.Told)]
+    assert told == pytest.approx(instants)
