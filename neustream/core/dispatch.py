@@ -111,8 +111,10 @@ class Dispatch:
         again, lives, times = state.again, self._lives, self._times
         assert again is not None
         known = again.moves == state.queues.moves and again.unpromised == lives.unpromised
-        known = known and again.profiles is times.profiles and times.as_fast_as(again.speed)
-        known = known and now < again.until and again.holds(now)
+        known = known and again.profiles is times.profiles
+        known = known and times.as_fast_as(again.speed, again.slower)
+        until = again.until + again.later
+        known = known and now < until and again.holds(now)
         if not known or state.out or state.running:
             state.again = None
             return None
@@ -124,6 +126,8 @@ class Dispatch:
         if blocks is not None and not blocks.suffice(jobs, sizes):
             return None
         self.asked = self.asked.more()
+        if again.later:
+            state.again = again._replace(until=until)
         return self._start(state, _Step(worker, now, jobs, sizes, fits=True))
 
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
@@ -277,9 +281,8 @@ class Dispatch:
             moves, unpromised = state.queues.moves, self._lives.unpromised
             known = self._times.profiles, self._times.speed
             in_time = [job for job in batch.jobs if not job.late]
-            state.again = Again(
-                batch.jobs, decision.until, decision.within, in_time, moves, unpromised, *known
-            )
+            stands = decision.until, decision.within, decision.slower, decision.later
+            state.again = Again(batch.jobs, *stands, in_time, moves, unpromised, *known)
 
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.asked = self.asked.more(view.jobs)

@@ -69,14 +69,16 @@ class Usual:
     `usual` is what a plan of some length is made with: the median of the means of the latest blocks
     of steps. A mean follows a slow phase that ends before the plan does. A median of single steps
     is biased where they spread. While blocks are `FEW`, expectations count as the missing ones: a
-    phase at the start is none of the device's usual speed.
+    phase at the start is none of the device's usual speed. `lasting`: whether it is that of so many
+    blocks that no phase can be all of it.
     """
 
-    __slots__ = ("_block", "_blocks", "count", "mean", "usual")
+    __slots__ = ("_block", "_blocks", "count", "lasting", "mean", "usual")
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.usual = 1.0
+        self.lasting = False
         self._block: list[float] = []
         self._blocks: deque[float] = deque(maxlen=BLOCKS)
 
@@ -95,11 +97,7 @@ class Usual:
             block.clear()
             missing = max(FEW - len(self._blocks), 0)
             self.usual = median([*self._blocks, *[1.0] * missing])
-
-    @property
-    def lasting(self) -> bool:
-        """Whether `usual` is that of so many blocks that no phase can be all of it."""
-        return len(self._blocks) >= LASTING
+            self.lasting = len(self._blocks) >= LASTING
 
     def rescale(self, times: float) -> None:
         """Expectations changed, so that the ratios of all steps so far are `times` theirs."""
@@ -112,6 +110,7 @@ class Usual:
         """What was expected was a guess: the mean starts anew."""
         self.mean = self.usual = 1.0
         self.count = 0
+        self.lasting = False
         self._block = []
         self._blocks.clear()
 
@@ -294,7 +293,7 @@ class Correction:
             own.add(ratio)
             middle = own.median
             return self._corrected({key: middle}) if self._moved(key, middle) else None
-        level = ratio / self._own(key)
+        level = ratio / self._own(own)
         self._all.add(level)
         self._around.append(level)
         around = math.fsum(self._around) / len(self._around)
@@ -304,13 +303,12 @@ class Correction:
         if not self._all.lasting:
             return None
         usual = self._all.usual
-        if not self._moved(key, usual * self._own(key)):
+        if not self._moved(key, usual * self._own(own)):
             return None
-        return self._corrected({size: usual * self._own(size) for size in self._beside})
+        return self._corrected({size: usual * self._own(of) for size, of in self._beside.items()})
 
-    def _own(self, key: int) -> float:
+    def _own(self, own: Ratios) -> float:
         """How many times as long as those around them steps of a range take, by what all do."""
-        own = self._beside[key]
         return own.usual / self._each.usual if own.lasting else 1.0
 
     def _moved(self, key: int, ratio: float) -> bool:

@@ -276,6 +276,9 @@ class Decision:
             need not be asked.
         within: in place of `hopeless`: as long as none of them is late who is not late yet, or has
             its next output due within so many seconds.
+        slower: they would run again too if steps were expected to take less than they do now, or up
+            to so many times that (their order may be another one then); 1: only as long.
+        later: seconds by which `until` is later with each such step that ran.
     """
 
     jobs: Sequence[Job] = ()
@@ -284,6 +287,8 @@ class Decision:
     sizes: Mapping[Job, float] = field(default_factory=dict)
     until: float = -math.inf
     within: float | None = None
+    slower: float = 1.0
+    later: float = 0.0
 
 
 class Policy(Protocol):

@@ -22,7 +22,7 @@ from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
 class Again(NamedTuple):
-    """What a policy would decide anew until some time (`Decision.until`, `within`).
+    """What a policy would decide anew until some time (`Decision.until` to `later`).
 
     `in_time`: those of `jobs` that were not late; `moves`: of the pool's queues; `unpromised`: live
     jobs without a promise; `profiles`, `speed`: what steps take, by what was known.
@@ -31,6 +31,8 @@ class Again(NamedTuple):
     jobs: tuple[Job, ...]
     until: float
     within: float | None
+    slower: float
+    later: float
     in_time: Sequence[Job]
     moves: int
     unpromised: int

@@ -85,12 +85,12 @@ def _without(known: Mapping[str, Value], stages: Collection[str]) -> dict[str, V
     return {name: value for name, value in known.items() if name not in stages}
 
 
-def _stages_of(batch: Batch) -> set[str]:
+def _stages_of(batch: Batch) -> list[str]:
     """The stages that take part in a step."""
     first = batch.jobs[0].stage
     if first is not None and not first.model:  # nobody else's step
-        return {first.name}
-    return {job.stage.name for job in batch.jobs if job.stage is not None}
+        return [first.name]
+    return list({job.stage.name for job in batch.jobs if job.stage is not None})
 
 
 class StepTimes:
@@ -170,12 +170,14 @@ class StepTimes:
             return Expected(seconds, seconds)
         return Expected(seconds, step_latency({**self.profiles, **self._given}, jobs, sizes))
 
-    def as_fast_as(self, before: Mapping[str, float]) -> bool:
-        """Whether steps take as long as by the `speed` of before."""
+    def as_fast_as(self, before: Mapping[str, float], slower: float) -> bool:
+        """Whether steps take as long as by the `speed` of before; if `slower` is more than 1, or
+        less than that, or up to so many times as long."""
         speed = self.speed
         if speed is before:
             return True
-        return all(speed.get(name, 1.0) == before.get(name, 1.0) for name in {*speed, *before})
+        pairs = ((speed.get(name, 1.0), before.get(name, 1.0)) for name in {*speed, *before})
+        return all(now == then or (slower > 1 and now <= slower * then) for now, then in pairs)
 
     def over_at(self, batch: Batch) -> float:
         """When a step under way should be over, at the speed of its stage lately."""
@@ -189,7 +191,7 @@ class StepTimes:
             return None
         stages = _stages_of(batch)
         self.note(stages, seconds / batch.expected)
-        profile = self.profiles[next(iter(stages))]
+        profile = self.profiles[stages[0]]
         if isinstance(profile, PhaseProfile):
             if profile.steps.learns:  # what is learnt follows the device: no speed beside it
                 step = batch.step or step_of(batch.jobs, batch.sizes)
@@ -218,8 +220,9 @@ class StepTimes:
         known = self._corrections.get(stage)
         if known is None:
             known = self._corrections[stage] = Correction(self.profiles[stage])
-        square = sum([size * size for size in batch.sizes])
-        profile = known.observe(len(batch.jobs), sum(batch.sizes), square, seconds)
+        total = sum(batch.sizes)
+        square = sum([size * size for size in batch.sizes]) if total else 0.0
+        profile = known.observe(len(batch.jobs), total, square, seconds)
         if profile is None:
             return False
         before = self.profiles[stage]
@@ -228,7 +231,7 @@ class StepTimes:
         self.version += 1
         self._alone.pop(stage, None)
         if known.measured:
-            size = len(batch), sum(batch.sizes), square
+            size = len(batch), total, square
             self.spread[stage].rescale(before.latency(*size) / profile.latency(*size))
             self.speed = {**self.speed, stage: self.spread[stage].usual}
         else:

@@ -31,10 +31,11 @@ def begun(*requests, now=0.0):
 
 
 def test_it_stands_until_the_turns_would_be_too_late():
-    some, now = begun(ask("r0", 4, 6.0), ask("r1", 4, 5.5))
-    assert now == 1.25  # three turns of 1.25 s are left, until 5 s
-    assert until(some, now) == pytest.approx(1.75)
-    assert until(some, 1.7) == pytest.approx(1.75)
+    some, now = begun(ask("r0", 4, 6.5), ask("r1", 4, 6.0))
+    assert now == 1.25  # three turns of 1.25 s are left, which may take 1.05 times as long: 3.9375 s
+    assert until(some, now) == pytest.approx(2.0625)
+    assert until(some, 1.7) == pytest.approx(2.0625)
+    assert until(some, 2.1) == -math.inf
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,28 @@ def test_what_steps_take_now_has_it_asked():
         now += 1.0
         some.finish(batch, [{}], now)
     assert rule.asked == 1
-    some.times.speed = {**some.times.speed, "unet": 1.2}
-    some.next_batch("gpu", now)
+    for speed, asked in [(1.04, 1), (0.9, 1), (1.06, 2)]:
+        some.times.speed = {**some.times.speed, "unet": speed}
+        finish(some, now)
+        assert rule.asked == asked
+
+
+def finish(some, now):
+    """One step, which takes no time."""
+    batch = some.next_batch("gpu", now)
+    some.finish(batch, [{}] * len(batch), now)
+
+
+def test_each_step_that_ran_puts_it_off_by_what_it_should_take():
+    """There are 1.15 s to spare, and steps take 1 s: the fourth comes 2 s late, and is asked about."""
+    some, now = begun(ask("r0", 20, 22.1))
+    rule = Counted()
+    some._pools["gpu"].policy = rule
+    for asked in (1, 1, 1):
+        finish(some, now)
+        now += 1.0
+        assert rule.asked == asked
+    finish(some, now + 2.0)
     assert rule.asked == 2
 
 

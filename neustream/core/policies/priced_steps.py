@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, compress
@@ -37,6 +37,9 @@ CHANGES = 8
 LOOKS = 32
 """How often in one decision jobs that wait are held against the promised ones: what is best by then
 stands, and the next decision looks again."""
+SLOWER = 1.05
+"""Times what steps are expected to take now up to which a decision is to stand: what is expected
+moves with each block of steps, and mostly by less."""
 VICTIMS = 8
 """Promised jobs that are considered for an exchange, those with the largest charge first."""
 
@@ -80,7 +83,7 @@ class PricedSteps:
         if not promised:
             promised = [max(range(len(jobs.jobs)), key=jobs.density.__getitem__)]
         batch = _step(view, jobs, promised)
-        return Decision(batch, drop, until=-math.inf if out else _lasts_until(view, jobs, batch))
+        return Decision(batch, drop) if out else _standing(view, jobs, batch, drop)
 
     def _least(self, view: View) -> float:
         """Weight per second of charge that a waiting job has to bring."""
@@ -320,20 +323,25 @@ def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:
     return loop_step(jobs, inside) if inside else batch
 
 
-def _lasts_until(view: View, jobs: LineUp, batch: list[Job]) -> float:
-    """By when the same step would be decided again, if nobody comes or goes.
+def _standing(view: View, jobs: LineUp, batch: list[Job], drop: Mapping[Job, str]) -> Decision:
+    """The decision for a step, and by when the same would be decided, if nobody comes or goes.
 
-    That is so where all are promised, in one loop, in time in turns, and in each step. They then
-    are for as long as nobody has less time than the turns need: each step is one of these turns.
+    It stands where all are promised, in one loop, in time in turns, and in each step. They then
+    are for as long as nobody has less time than the turns need, which may take `SLOWER` times as
+    long: each step is one of these turns, after which they need less by as much.
     """
     plan = jobs.plan
     if jobs.entering or jobs.ending or view.reserved or not isinstance(plan, Line):
-        return -math.inf
+        return Decision(batch, drop)
     everyone = range(len(jobs.jobs))
     if len(batch) < len(everyone) or not all(map(_stays_as_it_is, jobs.jobs, jobs.committed)):
-        return -math.inf
-    spare = min([due - end for due, end in plan.turn_ends(everyone, 0.0)])
-    return view.now + spare if spare > 0 else -math.inf
+        return Decision(batch, drop)
+    start, ends = plan.start, plan.turn_ends(everyone, 0.0)
+    spare = min([due - start - SLOWER * (end - start) for due, end in ends])
+    if spare <= 0:
+        return Decision(batch, drop)
+    step = plan.step(len(batch))
+    return Decision(batch, drop, until=view.now + spare, slower=SLOWER, later=step)
 
 
 def _stays_as_it_is(job: Job, began: bool) -> bool:
