@@ -113,8 +113,7 @@ class Dispatch:
         known = again.moves == state.queues.moves and again.unpromised == lives.unpromised
         known = known and again.profiles is times.profiles
         known = known and times.as_fast_as(again.speed, again.slower)
-        until = again.until + again.later
-        known = known and now < until and again.holds(now)
+        known = known and now < again.until and again.holds(now)
         if not known or state.out or state.running:
             state.again = None
             return None
@@ -126,8 +125,6 @@ class Dispatch:
         if blocks is not None and not blocks.suffice(jobs, sizes):
             return None
         self.asked = self.asked.more()
-        if again.later:
-            state.again = again._replace(until=until)
         return self._start(state, _Step(worker, now, jobs, sizes, fits=True))
 
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:

@@ -201,6 +201,9 @@ class PoolState:
     def retire(self, batch: Batch) -> None:
         """A step is over. Steps that ran beside it skipped none of its jobs."""
         self.take_off(batch)
+        again = self.again
+        if again is not None and again.later and again.jobs is batch.jobs:  # it was that step
+            self.again = again._replace(until=again.until + again.later)
         for job in cast("tuple[Entry, ...]", batch.jobs):
             job.base += job.queue.rounds - job.round + 1
             job.worker = batch.worker
