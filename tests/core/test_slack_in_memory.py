@@ -93,6 +93,23 @@ def test_a_total_leaves_no_time_to_wait_for_memory_that_the_outputs_up_to_its_ma
     assert not back(5.0)
 
 
+@pytest.mark.parametrize(
+    ("promised", "leaves"),
+    [({"total": 60.0}, 6), ({"first": 20.0, "step": 0.1}, 0), ({"first": 20.0}, 0)],
+    ids=["its end", "a pace, which it has to keep soon", "its first output: it may lose its memory then"],
+)
+def test_a_newcomer_who_would_lose_its_memory_next_leaves_a_block_for_each_who_decodes(promised, leaves):
+    """Six hold two blocks each, and its prompt takes as many."""
+
+    def taken(spare):
+        running = [ask(f"r{at}", prompt=30, most=200, first=1.0, step=0.5) for at in range(6)]
+        new = ask("new", prompt=30, most=200, arrival=0.1, **promised)
+        scheduler = scheduler_with(running, [new], now=0.1, ends=[100] * 50, blocks=14 + spare)
+        return "new" in decided(scheduler, 0.1)[0]
+
+    assert [taken(spare) for spare in (-1, *range(7))] == [False] + [spare >= leaves for spare in range(7)]
+
+
 @pytest.mark.parametrize("steps", [-0.5, 0.0, 0.25])
 def test_memory_grows_by_nothing_in_less_than_a_step(steps):
     """Beside decodes a prompt may take no time, by a profile that was measured."""

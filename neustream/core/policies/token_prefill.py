@@ -159,26 +159,43 @@ class PrefillFiller:
         return spare
 
     def _stays_free(self, job: Job) -> int:
-        """Blocks that stay free beside a job that lost its own, so that nobody loses them soon.
+        """Blocks that stay free beside a job, so that nobody loses them soon.
 
-        Its prompt delays all that decode, and one more of them makes up for that in as many steps
-        as decode, times the steps that the prompt takes. Until then there has to be memory for all
-        that are expected to go on. One that has hardly time to wait for room comes back at once,
-        and so does one whose prompt is under way: room comes by as those that decode grow, and take
-        it from the one with the most slack. One that would be the next to lose its memory leaves a
-        block for each that decodes at least, for those and for arrivals.
+        One that would be the next to lose its memory leaves a block for each that decodes at least,
+        for those and for arrivals. One that lost its own leaves more: its prompt delays all that
+        decode, and one more of them makes up for that in as many steps as decode, times the steps
+        that the prompt takes. Until then there has to be memory for all that are expected to go on.
+        One that has hardly time to wait for room comes back at once, and so does one whose prompt
+        is under way: room comes by as those that decode grow, and take it from the one with the
+        most slack.
         """
         plan = self.plan
         count = len(plan.alive)
-        if not count or not job.call_outputs or plan.model.memory is None:
+        if not count or plan.model.memory is None:
             return 0
-        spare = count if plan.due(job) >= plan.due(plan.alive[-1]) else 0
+        spare = count if self._loses_next(job) else 0
+        if not job.call_outputs:
+            return spare
         prompt = plan.prompt_seconds(job)
         room = plan.sizes[job] / count * plan.together
         if in_part(job) or self._time_to_wait(job) <= SOON * (room + prompt):
             return spare
         growth = plan.outlook.growth(count * prompt / plan.together)
         return max(spare, plan.model.memory.blocks_of(growth))
+
+    def _loses_next(self, job: Job) -> bool:
+        """Whether a job would be the next to lose its memory, once its prompt is done.
+
+        One that has made no output so far has a pace to keep from then on, or its end alone. If
+        nothing is promised to it any more then, it may lose it.
+        """
+        plan = self.plan
+        due = plan.due(job)
+        if not job.call_outputs:
+            due = min(plan.view.now + job.slo.step, job.leg_latest)
+            if due == math.inf:
+                return False
+        return due >= plan.due(plan.alive[-1])
 
     def _time_to_wait(self, job: Job) -> float:
         """Seconds for which a job may stay without memory, if it gets as long as it may."""
