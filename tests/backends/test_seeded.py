@@ -102,6 +102,16 @@ def test_rows_are_drawn_in_pieces(pieces, monkeypatch):
     assert with_seeds(sampling, logits, generators(7)).tokens.tolist() == alone(sampling, logits, generators(7))
 
 
+@pytest.mark.parametrize("likely", [0, 1, 30, 1000])
+@pytest.mark.parametrize("size", [5, 300, 5003])
+def test_how_many_blocks_are_looked_at_first_changes_no_token(likely, size, monkeypatch):
+    monkeypatch.setattr(seeded, "LIKELY", likely)
+    logits, sampling = logits_of(8, 40, size, 3.0, False), Sampling(temperature=1, seed=1, top_p=0.7)
+    ours, stock = generators(40), generators(40)
+    assert with_seeds(sampling, logits, ours).tokens.tolist() == alone(sampling, logits, stock)
+    assert all(torch.equal(one.get_state(), other.get_state()) for one, other in zip(ours, stock, strict=True))
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 20}, {"typical_p": 0.9}])
 def test_a_row_without_probabilities_draws_nothing_and_others_do(wrong, filters):

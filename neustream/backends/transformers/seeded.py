@@ -22,10 +22,12 @@ from neustream.backends.transformers.sampling import Sampling
 
 NEAR = 1e-5
 """Tokens whose scores differ by less, relative to them, are level: rounding is less than a tenth of it."""
-PIECE = 1 << 18
-"""Numbers that are drawn before tokens are chosen by them: they stay in a CPU's cache."""
+PIECE = 1 << 19
+"""Numbers that are drawn before tokens are chosen by them: few calls for many rows, and 4 MiB at once."""
 FIRST = 4
 """Blocks of each row, those that may have most, of which scores are computed before others are left out."""
+LIKELY = 128
+"""Blocks of each row, at most, of which all shares are computed before those of its whole vocabulary are."""
 Best = Callable[[list[int], torch.Tensor], list[int | None]]
 """The tokens of some rows whose vocabulary has such numbers [rows, vocabulary]; None: it is not clear which."""
 
@@ -251,10 +253,35 @@ def _inside(sampling: Sampling, all: _Blocks, rows: list[int], uniforms: torch.T
     own = all.shares(torch.tensor(rows), torch.tensor([token or 0 for token in tokens]))
     inside = own >= sampling.min_p * (1 + CLOSE)
     if sampling.top_p < 1:
-        part = sampling.top_p - 2 * ROUNDING * uniforms.shape[1] - CLOSE
-        shares = all.all_shares(rows)
-        total = shares.sum(-1)
-        for row, share in zip(shares, own.tolist(), strict=True):
-            torch.threshold_(row, share * (1 - CLOSE), 0.0)  # those that are likelier, and as likely
-        inside &= shares.sum(-1) - own < part * total
+        inside &= _likely(all, rows, own, sampling.top_p - 2 * ROUNDING * uniforms.shape[1] - CLOSE)
     return [token if well else None for token, well in zip(tokens, inside.tolist(), strict=True)]
+
+
+def _likely(all: _Blocks, rows: list[int], own: torch.Tensor, part: float) -> torch.Tensor:
+    """Whether what is likelier than shares `own` [rows], or as likely, is surely below `part` of all, [rows].
+
+    It is in the blocks whose largest share is no less. Where these are few, of others no more than their largest shares
+    is looked at first, which suffices for nearly all rows.
+    """
+    level, most = own * (1 - CLOSE), all.most[rows]
+    near = most >= level[:, None]
+    few = near.sum(-1) <= LIKELY
+    row, block = (near & few[:, None]).nonzero(as_tuple=True)
+    shares = all.shares(torch.tensor(rows)[row, None], block[:, None] + all.inside)
+    total = most.sum(-1).index_add_(0, row, shares.sum(-1) - most[row, block])
+    above = (-own).index_add_(0, row, _above(shares, level[row]))
+    if len(all.rest):
+        rest = all.shares(torch.tensor(rows)[:, None], all.rest.expand(len(rows), -1))
+        total += rest.sum(-1)
+        above += _above(rest, level)
+    sure = few & (above < part * total)
+    if open := (~sure).nonzero()[:, 0].tolist():
+        shares = all.all_shares([rows[place] for place in open])
+        total = shares.sum(-1)
+        sure[open] = _above(shares, level[open]) - own[open] < part * total
+    return sure
+
+
+def _above(shares: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """Of each row of `shares` [rows, columns] the sum of those that are no less than its `least` [rows]."""
+    return torch.where(shares >= least[:, None], shares, 0.0).sum(-1)
