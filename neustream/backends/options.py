@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -16,6 +16,9 @@ Options = TypeVar("Options", bound=BaseModel)
 
 def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:
     """A config's `backend` section as `model`; BackendError names the key, its value and what is allowed."""
+    for key, value in raw.items():
+        if isinstance(value, bool) and key in model.model_fields and _is_a_number(model.model_fields[key].annotation):
+            raise BackendError(f"backend.{key} must be a number, got {value}")
     try:
         return model.model_validate(dict(raw))
     except ValidationError as error:
@@ -28,6 +31,12 @@ def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:
         else:
             why = f"backend{'.' * bool(key)}{key}: {problem['msg']}, got {shown(problem['input'])}"
         raise BackendError(why) from None
+
+
+def _is_a_number(kind: Any) -> bool:
+    """Whether an option of this kind is a number; pydantic takes a truth value for one."""
+    kinds = {kind, *get_args(kind)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from neustream.backends.transformers.mount import NODE, TextMount
 from neustream.backends.transformers.processors import class_of, processor_for, processor_in, with_image
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.sighted import measured_see
+from neustream.backends.values import whole
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile, StepLatency
 from neustream.errors import BackendError, RequestError, nearest
@@ -56,6 +57,10 @@ SAMPLING = [
 
 OLDER = ("rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
 """Arguments that any config takes beside its own, by names of before."""
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+"""Sizes that any model has, as its config's `attribute_map` names them."""
+NO_SIZE = ("_id", "_idx", "_index")
+"""How names of whole numbers end that are none."""
 
 
 class Options(BaseModel):
@@ -221,6 +226,20 @@ def _check_config(kind: str, given: Mapping[str, Any]) -> None:
     allowed = {*OLDER, *made.attribute_map, *inspect.signature(made).parameters} - {"kwargs"}
     if unknown := sorted(set(given) - allowed):
         raise BackendError(f"backend.config: {made.__name__} has no {unknown[0]!r}; {nearest(unknown[0], allowed)}")
+    for key, value in given.items():
+        _check_size(made, key, value)
+
+
+def _check_size(made: Any, key: str, value: Any) -> None:
+    """BackendError for a size that is none: those of any model are 1 or more, no other is below 0."""
+    own = made.attribute_map.get(key, key)
+    known = inspect.signature(made).parameters.get(own)
+    if known is None or type(known.default) is not int or known.default < 1 or key.endswith(NO_SIZE):
+        return
+    if own in {made.attribute_map.get(size, size) for size in SIZES}:
+        whole(f"backend.config.{key}", value, 1, error=BackendError)
+    elif isinstance(value, int):  # others may be lists, fractions or none too
+        whole(f"backend.config.{key}", int(value), 0, error=BackendError)
 
 
 def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
