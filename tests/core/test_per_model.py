@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -35,6 +36,7 @@ from neustream import (
     loop,
 )
 from neustream.core.events import Ended
+from neustream.core.kv_cache import KVCache
 from neustream.core.policies import NeuStreamLLM, PricedSteps, TokenDeadlines
 from neustream.core.reserved import NOTHING, Reserved, by_deadlines, by_pace
 from neustream.core.steps import StepProfile
@@ -59,7 +61,7 @@ def texts(count, gap, outputs, first, step, models=("chat",), start=0.0):
     return [(models[at % len(models)], start + at * gap, SLO(first=first, step=step), params) for at in range(count)]
 
 
-def serve(policy, *loads, per_image=0.0, steps=STEPS):
+def serve(policy, *loads, per_image=0.0, steps=STEPS, blocks=0):
     """What became of the requests, by kind: kept, lost (it ran, and not every promise was kept), refused."""
     asked = sorted([one for load in loads for one in load], key=lambda one: one[1])
     models = {name for name, *_ in asked}
@@ -83,7 +85,8 @@ def serve(policy, *loads, per_image=0.0, steps=STEPS):
                 what = "kept" if on_time else "lost" if id in ran else "refused"
                 came[f"{id.partition('-')[0]}s {what}"] += 1
 
-    scheduler = Scheduler([Pool("gpu", tuple(profiles))], policy, profiles)
+    caches = {"chat": KVCache(blocks, 16)} if blocks else {}
+    scheduler = Scheduler([Pool("gpu", tuple(profiles), kv_caches=caches)], policy, profiles)
     Engine(Member(scheduler, {"gpu": ProfiledExecutor()}), VirtualClock(), [see]).run(requests)
     return dict(came)
 
@@ -125,6 +128,14 @@ def test_tight_texts_beside_loose_images_are_kept_where_edf_and_fcfs_lose_some()
     loads = images(20, 1.0, 10, 8.0), texts(40, 0.5, 20, 0.3, 0.08)
     for policy in (EDF(), FCFS()):
         assert serve(policy, *loads) == {"images kept": 20, "texts kept": 38, "texts lost": 2}
+
+
+def test_those_who_keep_newcomers_out_and_are_promised_nothing_more_go_on_beside_images_with_time():
+    """Each text is promised its first output alone, and there is memory for four of them. Images keep the device busy
+    for a minute, and each of them has seconds to spare: while they ran the four stood, and the others found no room."""
+    many = images(120, 0.5, 40, 15.0)
+    few = texts(30, 1.0, 10, 2.0, math.inf)
+    assert serve(Priced(), many, few, blocks=8) == {"images kept": 120, "texts kept": 30}
 
 
 def test_a_flood_of_images_costs_no_text_and_no_image_that_began():

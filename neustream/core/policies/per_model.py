@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
 from neustream.core.policies.edf import EDF
-from neustream.core.policies.model_queues import by_model, latest_start
+from neustream.core.policies.model_queues import at_decode, by_model, latest_start
 from neustream.core.policies.promised import promised_steps, promised_tokens
 from neustream.core.policies.way_ahead import applies, go_on
 from neustream.core.policy import Decision, Policy, View
@@ -172,7 +172,7 @@ class _Joint:
             if not self._costs_nobody(label, made):
                 self.steps[label] = made
                 continue
-            key = self._hurry(label, made.jobs)
+            key = self._hurry_of(label, made)
             if best is None or key < least:
                 best = made
                 least = key
@@ -203,6 +203,18 @@ class _Joint:
             if job.started_at is None and not job.late:
                 least = min(least, (self._time_to_start(job, label, now), job.joined_at))
         return least
+
+    def _hurry_of(self, label: str, made: Decision) -> tuple[float, float]:
+        """That of a step.
+
+        Decodes that were promised nothing more hold the memory, and the time to come, that keep
+        prompts of their model out: their steps are in as much of a hurry as those are. Else they
+        would stand as long as others have work.
+        """
+        hurry = self._hurry(label, made.jobs)
+        if hurry[0] == math.inf and all(map(at_decode, made.jobs)):
+            return self._hurry(label, self.kinds[label].jobs)
+        return hurry
 
     def _time_to_start(self, job: Job, label: str, now: float) -> float:
         """Seconds for which a job may wait if it then has what others leave of the device."""
