@@ -13,7 +13,8 @@ from neustream import BackendError, ConfigError, Graph, KVCache, serve
 from neustream.backends import Wanted
 from neustream.backends.serving import Session
 from neustream.backends.transformers import model as served_model
-from neustream.backends.transformers.from_config import make
+from neustream.backends.transformers.from_config import byte_tokenizer, make
+from neustream.backends.transformers.processors import processor_in
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
 from neustream.experiment import pipeline_of
@@ -162,6 +163,15 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         make({"checkpoint": str(tmp_path)}, "cpu")
     with pytest.raises(BackendError, match="a checkpoint brings its own"):
         make({"checkpoint": str(tmp_path), "config": {"hidden_size": 3}}, "cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_none(tmp_path):
+    model = model_of("gpt2")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(BackendError, match="has no tokenizer: give tokenizer: a folder that has one, or bytes"):
+        processor_in(tmp_path, model)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert len(processor_in(tmp_path, model)) == 257
 
 
 def test_requests_that_do_not_fit_are_told_before_serving(tmp_path):

@@ -26,14 +26,14 @@ BYTES_TEMPLATE = (
 
 def text_mount(config: ModelConfig, failed: dict[str, str]) -> Mount:
     """A language model; `failed` gets those of its adapters that cannot be loaded."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from neustream.backends.options import options_of
     from neustream.backends.torch import device_of, dtype_of
     from neustream.backends.transformers import TextMount
     from neustream.backends.transformers.adapted import with_adapters
     from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
-    from neustream.backends.transformers.processors import class_of, processor_for, processor_in
+    from neustream.backends.transformers.processors import class_of, processor_for, processor_in, tokenizer_in
 
     if config.path is not None:
         folder = folder_of(config.path)
@@ -49,7 +49,7 @@ def text_mount(config: ModelConfig, failed: dict[str, str]) -> Mount:
         tokenizer.chat_template = BYTES_TEMPLATE
         processor: Any = processor_for(stock, tokenizer)
     elif config.tokenizer is not None:
-        processor = AutoTokenizer.from_pretrained(folder_of(Path(config.tokenizer)), local_files_only=True)
+        processor = tokenizer_in(folder_of(Path(config.tokenizer)))
     elif config.path is not None:
         processor = processor_in(folder_of(config.path), stock)
     else:

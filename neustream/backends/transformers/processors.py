@@ -34,13 +34,24 @@ def class_of(config: Any) -> Any:
     return AutoModelForImageTextToText if sees or kind not in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForCausalLM
 
 
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer that a folder has; BackendError if it has none: transformers makes one without words then."""
+    try:
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ImportError, OSError, ValueError) as error:
+        raise BackendError(f"the tokenizer in {str(folder)!r} cannot be made: {told(error)}") from error
+    if len(found) <= len(found.all_special_tokens):
+        raise BackendError(f"{str(folder)!r} has no tokenizer: give tokenizer: a folder that has one, or bytes")
+    return found
+
+
 def processor_in(folder: Path, model: PreTrainedModel) -> Any:
     """The processor that a checkpoint has; of a model without eyes, its tokenizer.
 
     BackendError: the processor cannot be made here, and why.
     """
     if not hasattr(model, "get_image_features"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return tokenizer_in(folder)
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (ImportError, OSError, ValueError) as error:
