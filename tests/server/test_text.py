@@ -353,7 +353,8 @@ def test_a_drop_is_a_status_before_the_first_token_and_a_cut_behind_it(model):
                     events += [line for line in stream.iter_lines() if line]
                 cut = []
                 with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as theirs:
-                    stream = theirs.completions.create(model="tiny", prompt="x", max_tokens=9, stream=True)
+                    more = {"prompt": "x", "max_tokens": 9, "temperature": 0, "extra_body": {"ignore_eos": True}}
+                    stream = theirs.completions.create(model="tiny", stream=True, **more)
                     try:
                         for chunk in stream:
                             cut.append(chunk)
