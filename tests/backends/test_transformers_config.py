@@ -14,7 +14,7 @@ from neustream.backends import Wanted
 from neustream.backends.serving import Session
 from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.from_config import byte_tokenizer, make
-from neustream.backends.transformers.processors import processor_in
+from neustream.backends.transformers.processors import processor_in, tokenizer_in
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
 from neustream.experiment import pipeline_of
@@ -163,6 +163,28 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         make({"checkpoint": str(tmp_path)}, "cpu")
     with pytest.raises(BackendError, match="a checkpoint brings its own"):
         make({"checkpoint": str(tmp_path), "config": {"hidden_size": 3}}, "cpu")
+
+
+FAST = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{", "tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}'},
+        {
+            "tokenizer.json": '{"version": "1.0"}',
+            "tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}',
+        },
+        {"tokenizer_config.json": "[1]"},
+    ],
+    ids=["cut short", "without words", "a list"],
+)
+def test_a_damaged_tokenizer_is_named(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BackendError, match=rf"the tokenizer in '{tmp_path}' cannot be made: \w+Error: "):
+        tokenizer_in(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_none(tmp_path):
