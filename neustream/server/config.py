@@ -131,6 +131,8 @@ class ModelConfig(_Section):
             raise ValueError("give path, or backend")
         if self.kind == "vllm" and self.path is None:
             raise ValueError("vllm loads a folder: give path")
+        if self.kind == "vllm" and self.tokenizer == "bytes":
+            raise ValueError("vllm takes the tokenizer of a folder: bytes is for kind text")
         if self.kind == "vllm" and "device" in self.model_fields_set:
             raise ValueError("vllm takes the first device that it sees: leave device out, set CUDA_VISIBLE_DEVICES")
         return self

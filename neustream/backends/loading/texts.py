@@ -90,13 +90,13 @@ def vllm_model(
     config: ModelConfig, policy: dict[str, Any], clock: Clock, observer: Observer, fallback_ttft_ms: float
 ) -> Model:
     """A language model in an engine of vLLM's own. `policy`: its name and parameters."""
-    from transformers import AutoTokenizer
-
+    from neustream.backends.transformers.processors import tokenizer_in
     from neustream.backends.vllm.served import engine_of
 
     assert config.path is not None
     folder = str(folder_of(config.path))
     where = config.tokenizer or folder
+    tokenizer = tokenizer_in(folder_of(Path(where)))  # before there is an engine, which would have to be stopped
     own, sizes = engine_of(
         folder,
         config.name,
@@ -105,7 +105,6 @@ def vllm_model(
         observer=observer,
         options={"dtype": config.dtype, "tokenizer": where, **config.options},
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder_of(Path(where)), local_files_only=True)
     slo = config.slo.slo(fallback_ttft_ms)
     limits = sizes["max_len"], sizes["vocabulary"], slo, sizes["batch"]
     return TextModel(config.name, tokenizer, *limits, own=own)
