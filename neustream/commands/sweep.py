@@ -26,10 +26,11 @@ from neustream.commands.outputs import check_folder, check_outputs, json_file, j
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.commands.reach import chosen_policies, naming
 from neustream.config import SWEEPABLE, Config, ModelsConfig, experiments_of, load_config
+from neustream.cores import cores
 from neustream.errors import ConfigError, nearest, shown
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.running import sweep_points
-from neustream.experiment.sweeping import Batches, Kept, Point, Unit, cores, fingerprint, run_units
+from neustream.experiment.sweeping import Batches, Kept, Point, Unit, fingerprint, run_units
 
 Points = dict[tuple[float, str], Point]
 """By value and policy."""

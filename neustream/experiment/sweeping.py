@@ -106,11 +106,6 @@ def run_unit(unit: Unit) -> list[Point]:
 # -- several processes ------------------------------------------------------------------------------
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_units(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, list[Point]]]:
     """Run units on up to `jobs` processes, and give each as it is done; what goes on meanwhile ends with the iterator.
 

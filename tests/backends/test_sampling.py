@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
-from texts import CONFIGS, VOCABULARY, Drive, alone, made, model_of, prompts  # noqa: E402
+from texts import CONFIGS, VOCABULARY, Drive, all_ahead, alone, made, model_of, prompts  # noqa: E402
 
 import neustream  # noqa: E402
 from neustream import BackendError, RequestError  # noqa: E402
@@ -59,7 +59,9 @@ def stock(asked):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("seed", range(3))
-def test_any_parameters_give_what_generate_gives_alone(kind, seed):
+def test_any_parameters_give_what_generate_gives_alone(kind, seed, monkeypatch):
+    if seed:
+        all_ahead(monkeypatch)
     draw = random.Random(seed)
     asked = [wishes(draw) for _ in range(6)]
     drive = Drive(model_of(kind), slots=4)
@@ -77,6 +79,30 @@ def test_penalties_count_outputs_alone():
     chooser = Chooser(Sampling(presence_penalty=0.5, frequency_penalty=0.25), place=Place(begin=3))
     assert chooser.edited(logits, text).tolist() == [[0, 0, 0, -1.0, -0.75, 0]]
     assert logits.eq(0).all()  # the model's own are not touched
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_penalties_of_many_rows_are_those_of_each_alone(seed):
+    """Of texts that grow, of one whose outputs are others each time, and of tokens that have no logit."""
+    draw = random.Random(seed)
+    costs = [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8, "presence_penalty": 0.4},
+        {"presence_penalty": -0.3, "frequency_penalty": 0.7},
+    ]
+    begin = [draw.choices(range(40 + 5 * (seed % 2)), k=draw.randint(1, 30)) for _ in range(8)]
+    rows = [Chooser(Sampling(**draw.choice(costs)), place=Place(begin=len(prompt))) for prompt in begin]
+    texts = [Text(Ask(prompt)) for prompt in begin]
+    assert all(row.costs is not None for row in rows)
+    for step in range(6):
+        logits = torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * seed + step))
+        logits[3, 5] = -torch.inf
+        before, asked = logits.clone(), list(zip(rows, texts, strict=True))
+        changed = choosing._edited(logits, asked, {})
+        alone = [row.edited(logits[at : at + 1], text) for at, (row, text) in enumerate(asked)]
+        assert torch.equal(changed, torch.cat(alone)) and torch.equal(logits, before)
+        texts = [text.add(draw.randrange(40), b"") for text in texts]
+        texts[0] = Text(texts[0].ask, tuple(draw.choices(range(40), k=step)))
 
 
 def test_processors_are_of_their_request_alone():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import CONFIGS, made
+from texts import CONFIGS, all_ahead, made
 from toys import Flat
 
 import neustream
@@ -138,10 +138,11 @@ def model_for(kind):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def served(request):
-    """A model, and a service that has memory for two and a half of its four slots."""
+    """A model, and a service that has memory for two and a half of its four slots; seeded rows draw ahead."""
     model = model_for(request.param)
     mount = TextMount(model, TOKENIZER, profile=Flat(), slots=4, max_len=96, kv_cache=KVCache(30, 8))
-    with neustream.serve({"chat": mount}) as service:
+    with pytest.MonkeyPatch.context() as patch, neustream.serve({"chat": mount}) as service:
+        all_ahead(patch)
         yield model, service
 
 

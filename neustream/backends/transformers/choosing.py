@@ -1,7 +1,8 @@
 """How requests' next tokens are chosen: by the stock library's own processors, in its order.
 
-What looks at a request's own tokens is done row by row. Filters of draws work on all rows at once that
-have the same ones. Seeded rows draw from streams of their own, as the stock library does.
+What looks at a request's own tokens is done row by row, but for penalties that nothing else is beside. Filters of
+draws work on all rows at once that have the same ones. Seeded rows draw from streams of their own, as the stock
+library does.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from neustream.backends.transformers.draws import Draws, at_random
+from neustream.backends.transformers.ahead import Stream
+from neustream.backends.transformers.draws import Draws, at_random, chosen, first_of_largest
+from neustream.backends.transformers.penalised import Costs, Tally, less, penalise
 from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Processor, Sampling
-from neustream.backends.transformers.seeded import with_seeds
+from neustream.backends.transformers.seeded import numbers_of, with_seeds
 from neustream.backends.transformers.text import Text
 from neustream.errors import told
 
 NOWHERE = Place()
-TOGETHER = 1 << 19
-"""Logits of rows that share calls on a CPU, at most: what is made of them then stays in its cache."""
 WRONG_LOGITS = "the model's logits are NaN or infinite, or all are masked"
 
 
@@ -39,9 +40,12 @@ class Chooser:
     Args:
         stream: where the random stream is, as `stream` says; empty: at its start.
         place: where its outputs are.
+
+    Attributes:
+        costs: what its edits are, if they are penalties alone; `tally`: of its tokens, for these.
     """
 
-    __slots__ = ("_generator", "_stream", "edits", "sampling")
+    __slots__ = ("_random", "_stream", "costs", "edits", "sampling", "tally")
 
     def __init__(
         self,
@@ -51,8 +55,10 @@ class Chooser:
     ) -> None:
         self.sampling = sampling
         self._stream = stream
-        self._generator: torch.Generator | None = None
+        self._random: Stream | None = None
         self.edits = _edits(sampling, place)
+        self.costs = _costs(sampling, self.edits)
+        self.tally = Tally()
 
     def __repr__(self) -> str:
         given = self.sampling
@@ -69,8 +75,8 @@ class Chooser:
 
         Empty while nothing was drawn, and without a seed: what is drawn next is as good anywhere.
         """
-        if self._generator is not None:
-            self._stream = self._generator.get_state().numpy().tobytes()
+        if self._random is not None:
+            self._stream = self._random.generator.get_state().numpy().tobytes()
         return self._stream
 
     def edited(self, logits: torch.Tensor, text: Text) -> torch.Tensor:
@@ -89,11 +95,11 @@ class Chooser:
             logits = found.to(logits.dtype)
         return logits
 
-    def generator(self, device: torch.device) -> torch.Generator:
+    def random(self, device: torch.device) -> Stream:
         """What its tokens are drawn from, where it left off; who draws moves the stream on."""
-        if self._generator is None:
-            self._generator = self._begun(device)
-        return self._generator
+        if self._random is None:
+            self._random = Stream(self._begun(device))
+        return self._random
 
     def _begun(self, device: torch.device) -> torch.Generator:
         generator = torch.Generator(device)
@@ -113,7 +119,7 @@ class Penalties:
     def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """`ids`: [1, tokens] of prompt and outputs; `logits`: [1, vocabulary]."""
         outputs, times = ids[0, self._prompt :].unique(return_counts=True)
-        logits[0, outputs] -= self._presence + self._frequency * times.to(logits.dtype)
+        logits[0, outputs] = less(logits[0, outputs], times, self._presence, self._frequency)
         return logits
 
 
@@ -125,6 +131,14 @@ def _edits(sampling: Sampling, place: Place) -> list[Processor]:
     if sampling.presence_penalty or sampling.frequency_penalty:
         edits.append(Penalties(sampling.presence_penalty, sampling.frequency_penalty, place.begin))
     return [*edits, *sampling.processors]
+
+
+def _costs(sampling: Sampling, edits: Sequence[Processor]) -> Costs | None:
+    """What the edits of a row are, if they are penalties alone."""
+    kinds = {type(edit) for edit in edits}
+    if not kinds or sampling.processors or kinds - {RepetitionPenaltyLogitsProcessor, Penalties}:
+        return None
+    return Costs(sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
 
 
 def _repeated(sampling: Sampling) -> list[Any]:
@@ -177,62 +191,63 @@ def choose(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None]) -
     """
     why: dict[int, str] = {}
     logits = _edited(logits, asked, why)
-    most = logits.amax(-1)  # of NaN and others, NaN is the largest
     drawn = {at: one[0] for at, one in enumerate(asked) if one is not None and one[0].draws and at not in why}
-    tokens = _likeliest(logits, [at for at in range(len(asked)) if at not in drawn])
+    tokens = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    rows = [at for at in range(len(asked)) if at not in drawn]
+    likeliest = torch.tensor(rows, dtype=torch.long, device=logits.device)
+    tokens[likeliest], most = first_of_largest(chosen(logits, likeliest))
     sums = [most]
-    rows = list(range(len(asked)))
-    for some, draws in _together(logits, drawn, why):
-        rows += some
-        sums.append(draws.total)
-        tokens[some] = draws.tokens
-    fine = list(map(math.isfinite, torch.cat(sums).tolist()))  # one look at the device for all of them
+    with numbers_of(logits, [one.random(logits.device) for one in drawn.values() if one.sampling.seed is not None]):
+        for some, draws in _together(logits, drawn, why):
+            rows += some
+            sums.append(draws.total)
+            tokens[some] = draws.tokens
+    fine = torch.cat(sums).isfinite().tolist()  # one look at the device for all of them
     for at, well in zip(rows, fine, strict=True):
         if not well:
-            why.setdefault(at, f"no token has a probability with {drawn[at]}" if fine[at] else WRONG_LOGITS)
+            why.setdefault(at, _unlikely(logits[at], drawn.get(at)))
     return [why.get(at, token) for at, token in enumerate(tokens.tolist())]
 
 
-def _likeliest(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """The likeliest token of each of `rows`; of others, any."""
-    if len(rows) == len(logits):
-        return logits.argmax(-1)
-    tokens = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    if rows:
-        tokens[rows] = logits[rows].argmax(-1)
-    return tokens
+def _unlikely(logits: torch.Tensor, chooser: Chooser | None) -> str:
+    """Why no token of a row's `logits` [vocabulary] can be chosen."""
+    if chooser is None or not math.isfinite(logits.amax()):  # of NaN and others, NaN is the largest
+        return WRONG_LOGITS
+    return f"no token has a probability with {chooser}"
 
 
 def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], why: dict[int, str]) -> torch.Tensor:
     """The logits with the edits of those rows that have some; `why`: of those that cannot be."""
     changed: dict[int, torch.Tensor] = {}
+    penalised: dict[Costs, dict[int, dict[int, int]]] = {}
     for at, one in enumerate(asked):
         if one is None or not one[0].edits:
             continue
+        chooser, text = one
+        if chooser.costs is not None:
+            penalised.setdefault(chooser.costs, {})[at] = chooser.tally.of(text)
+            continue
         try:
-            changed[at] = one[0].edited(logits[at : at + 1], one[1])[0]
+            changed[at] = chooser.edited(logits[at : at + 1], text)[0]
         except Exception as error:  # noqa: BLE001  of this row alone
             why[at] = f"its sampling raised {told(error)}"
-    if not changed:
+    if not changed and not penalised:
         return logits
     logits = logits.clone()
     for at, row in changed.items():
         logits[at] = row
+    for costs, tallies in penalised.items():
+        penalise(logits, costs, tallies)
     return logits
 
 
-def _alike(logits: torch.Tensor, drawn: Mapping[int, Chooser]) -> list[list[int]]:
+def _alike(drawn: Mapping[int, Chooser]) -> list[list[int]]:
     """Rows that draw, those that can share calls."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for at, chooser in drawn.items():
         key = (chooser.sampling.seed is None, *chooser.sampling.filters)
         alike.setdefault(key, []).append(at)
-    most = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
-    found: list[list[int]] = []
-    for (unseeded, *_), rows in alike.items():
-        size = most if unseeded else len(rows)  # those with seeds go by pieces themselves
-        found += [rows[first : first + size] for first in range(0, len(rows), size)]
-    return found
+    return list(alike.values())
 
 
 def _together(
@@ -242,7 +257,7 @@ def _together(
 
     If a call raises, each of its rows has calls of its own.
     """
-    waiting = _alike(logits, drawn)
+    waiting = _alike(drawn)
     while waiting:
         rows = waiting.pop()
         sampling = drawn[rows[0]].sampling
@@ -251,7 +266,7 @@ def _together(
             if sampling.seed is None:
                 found = at_random(sampling, some)
             else:
-                found = with_seeds(sampling, some, [drawn[at].generator(some.device) for at in rows])
+                found = with_seeds(sampling, some, [drawn[at].random(some.device) for at in rows])
         except Exception as error:  # noqa: BLE001  of one of these rows
             if len(rows) > 1:
                 waiting += [[at] for at in rows]

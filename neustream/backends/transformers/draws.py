@@ -5,11 +5,12 @@ Where filters leave few tokens of a row, only the likeliest are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import threshold_
 from torch.nn.functional import pad
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -19,6 +20,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from neustream.backends.transformers.said import Said
 from neustream.backends.transformers.sampling import Sampling
 
 LIKELIEST = (128, 256, 1024)
@@ -33,6 +35,10 @@ SIDE = 16
 """Columns that lie evenly apart, of which the largest is looked at first."""
 SPARSE = 4
 """The largest of rows are looked for by blocks where these are so many times as many."""
+TOGETHER = 1 << 19
+"""Logits of rows that share calls on a CPU, at most: what is made of them then stays in its cache."""
+MOSTLY = 0.5
+"""Of what a `top_p` of no less leaves, draws begin with one of all tokens."""
 BLOCK = 128
 """Columns whose shares are added up before one of them is drawn."""
 
@@ -67,19 +73,77 @@ def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
 def at_random(sampling: Sampling, logits: torch.Tensor) -> Draws:
     """A token of each row of `logits` [rows, vocabulary], from randomness that nobody else uses.
 
-    They are drawn as the stock filters say.
+    They are drawn as the stock filters say. Where these leave most of the probability, one of all tokens is drawn
+    first: it counts if they leave it.
     """
+    if sampling.top_p >= MOSTLY and sampling.filters == (sampling.temperature, 0, sampling.top_p, 0, 1, *Said().draws):
+        return _of_all(sampling, logits)
+    return _of_rows(partial(_of_those_left, sampling), logits)
+
+
+def _of_rows(drawn: Callable[[torch.Tensor], Draws], logits: torch.Tensor) -> Draws:
+    """What is drawn of all rows; on a CPU of some at a time."""
+    size = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
+    parts = [drawn(some) for some in logits.split(size)]
+    return Draws(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _of_those_left(sampling: Sampling, logits: torch.Tensor) -> Draws:
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     total = torch.empty(len(logits), device=logits.device)
     for rows, some in likeliest(sampling, logits):
-        if some is None:
-            drawn = _drawn(filtered(sampling, chosen(logits, rows)).softmax(-1))
-            tokens[rows] = drawn.tokens
-        else:
-            drawn = _drawn(some.kept)
-            tokens[rows] = some.ids.gather(1, drawn.tokens[:, None])[:, 0]
-        total[rows] = drawn.total
+        tokens[rows], total[rows] = _of_what_is_left(sampling, chosen(logits, rows), some)
     return Draws(tokens, total)
+
+
+def _of_what_is_left(sampling: Sampling, logits: torch.Tensor, some: Likeliest | None) -> Draws:
+    """A token of each row, of those that the filters leave: `some` of the likeliest; None: of all."""
+    if some is None:
+        return _drawn(filtered(sampling, logits).softmax(-1))
+    drawn = _drawn(some.kept)
+    return Draws(some.ids.gather(1, drawn.tokens[:, None])[:, 0], drawn.total)
+
+
+def _of_all(sampling: Sampling, logits: torch.Tensor) -> Draws:
+    """The same where `top_p` is the only filter, or there is none."""
+    surely: list[torch.Tensor] = []
+
+    def drawn(some: torch.Tensor) -> Draws:
+        shares = some / sampling.temperature
+        found = _drawn(shares.sub_(shares.amax(-1, keepdim=True)).exp_())
+        if sampling.top_p < 1:
+            surely.append(_surely_left(sampling.top_p, shares, found))
+        return found
+
+    found = _of_rows(drawn, logits)
+    if not surely:
+        return found
+    open = (~torch.cat(surely)).nonzero()[:, 0]
+    for rows, some in likeliest(sampling, logits[open]):
+        at = open[rows]
+        other = _of_what_is_left(sampling, logits[at], some)
+        kept = _left(sampling, logits[at], some, found.tokens[at])
+        found.tokens[at] = torch.where(kept, found.tokens[at], other.tokens)
+        found.total[at] = other.total
+    return found
+
+
+def _surely_left(top_p: float, shares: torch.Tensor, found: Draws) -> torch.Tensor:
+    """Whether `top_p` surely leaves what was found of each row of `shares` [rows, columns], which are lost.
+
+    What is likelier, or as likely, has less than so much without it.
+    """
+    own = shares.gather(1, found.tokens[:, None])
+    likelier = threshold_(shares.div_(own), 1 - CLOSE, 0.0).sum(-1) - 1
+    part = top_p - 2 * ROUNDING * shares.shape[1] - CLOSE
+    return likelier < part * found.total / own[:, 0]
+
+
+def _left(sampling: Sampling, logits: torch.Tensor, some: Likeliest | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Whether the filters leave one of `tokens` [rows] of each row."""
+    if some is None:
+        return filtered(sampling, logits).gather(1, tokens[:, None])[:, 0].isfinite()
+    return ((some.ids == tokens[:, None]) & some.left).any(-1)
 
 
 class Likeliest(NamedTuple):
@@ -149,6 +213,12 @@ def likeliest(sampling: Sampling, logits: torch.Tensor) -> Iterator[tuple[torch.
     yield rows, None
 
 
+def apart(values: torch.Tensor) -> torch.Tensor:
+    """Values [rows, columns] as [rows, SIDE, blocks]: of SIDE columns that lie evenly apart each; without the rest."""
+    blocks = values.shape[1] // SIDE
+    return values[:, : blocks * SIDE].unflatten(1, (SIDE, blocks))
+
+
 def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest of each row of [rows, columns] and their columns, in order.
 
@@ -159,11 +229,30 @@ def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
         found = values.topk(count, -1)
         return found.values, found.indices
     within = blocks * SIDE
-    few = values[:, :within].unflatten(1, (SIDE, blocks)).amax(1).topk(count, -1).indices
+    few = apart(values).amax(1).topk(count, -1).indices
     columns = (few[:, :, None] + torch.arange(SIDE) * blocks).flatten(1)
     columns = torch.cat([columns, torch.arange(within, values.shape[-1]).expand(len(values), -1)], 1)
     found = values.gather(1, columns).topk(count, -1)
     return found.values, columns.gather(1, found.indices)
+
+
+def first_of_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The column of the largest of each row of [rows, columns], the first of equal ones, as `argmax`; and the largest.
+
+    Of NaN and others, NaN is the largest. On a CPU the largest of each block of BLOCK columns comes first: `amax` is 20
+    times as fast as `argmax`.
+    """
+    blocks = logits.shape[-1] // BLOCK if logits.device.type == "cpu" else 0
+    if blocks == 0:
+        columns = logits.argmax(-1, keepdim=True)
+        return columns[:, 0], logits.gather(1, columns)[:, 0]
+    within = blocks * BLOCK
+    parts = logits[:, :within].unflatten(1, (blocks, BLOCK))
+    first = torch.cat([parts.amax(-1), logits[:, within:]], 1).argmax(-1, keepdim=True)
+    block = first.clamp(max=blocks - 1)
+    inside = parts.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].argmax(-1, keepdim=True)
+    columns = torch.where(first < blocks, block * BLOCK + inside, within + first - blocks)
+    return columns[:, 0], logits.gather(1, columns)[:, 0]
 
 
 def chosen(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

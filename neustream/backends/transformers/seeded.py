@@ -5,19 +5,33 @@ a CPU an exponential is `-log1p(-u)` of a `u` in float64, one behind the other f
 numbers alone. `u` is never more than its exponential, so no token of a few has more than the largest share of theirs
 over the smallest `u`: exponentials are made of those few that may have the one. Filters are asked of the token that is
 drawn, or computed of the likeliest ones. Where two tokens are nearly level, or the one is at the border of a filter,
-the stock call draws, from the same place of the stream.
+the stock call draws, from the same place of the stream. Uniforms that were drawn while the model computed are taken
+where there are some (`ahead.py`).
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
+from typing import Any
 
 import torch
 
-from neustream.backends.transformers.draws import CLOSE, ROUNDING, SIDE, Draws, Likeliest, chosen, filtered, likeliest
+from neustream.backends.transformers.ahead import Stream, Uniforms, draw_ahead, draw_at_once
+from neustream.backends.transformers.draws import (
+    CLOSE,
+    ROUNDING,
+    SIDE,
+    Draws,
+    Likeliest,
+    apart,
+    chosen,
+    filtered,
+    likeliest,
+)
 from neustream.backends.transformers.sampling import Sampling
 
 NEAR = 1e-5
@@ -28,28 +42,42 @@ FIRST = 4
 """Blocks of each row, those that may have most, of which scores are computed before others are left out."""
 LIKELY = 128
 """Blocks of each row, at most, of which all shares are computed before those of its whole vocabulary are."""
-Best = Callable[[list[int], torch.Tensor], list[int | None]]
-"""The tokens of some rows whose vocabulary has such numbers [rows, vocabulary]; None: it is not clear which."""
+Best = Callable[[list[int], Uniforms], list[int | None]]
+"""The tokens of some rows whose vocabulary has such numbers; None: it is not clear which."""
 
 
-def with_seeds(sampling: Sampling, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> Draws:
-    """A token of each row of `logits` [rows, vocabulary], drawn from its own generator, which it moves on.
+def with_seeds(sampling: Sampling, logits: torch.Tensor, streams: Sequence[Stream]) -> Draws:
+    """A token of each row of `logits` [rows, vocabulary], drawn from its own stream, which it moves on.
 
-    A row in which no token has a probability draws nothing, and its generator stays where it is.
+    A row in which no token has a probability draws nothing, and its stream stays where it is.
     """
-    drawing = _Drawing(sampling, logits, generators)
-    if logits.device.type == "cpu" and logits.dtype == torch.float32 and uniforms_suffice():
+    drawing = _Drawing(sampling, logits, streams)
+    if _by_uniforms(logits):
         drawing.of_all_tokens()
         drawing.of_what_is_left()
     drawing.by_stock()
     return drawing.drawn
 
 
+@contextmanager
+def numbers_of(logits: torch.Tensor, streams: Sequence[Stream]) -> Iterator[None]:
+    """While tokens of `logits` are chosen, what streams draw for these is drawn, and then what they will draw next."""
+    if suits := _by_uniforms(logits):
+        draw_at_once(streams, logits.shape[-1])
+    yield
+    if suits:
+        draw_ahead(streams, logits.shape[-1])
+
+
+def _by_uniforms(logits: torch.Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and uniforms_suffice()
+
+
 class _Drawing:
     """Rows of the same filters, and what they have drawn so far."""
 
-    def __init__(self, sampling: Sampling, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> None:
-        self._sampling, self._logits, self._generators = sampling, logits, generators
+    def __init__(self, sampling: Sampling, logits: torch.Tensor, streams: Sequence[Stream]) -> None:
+        self._sampling, self._logits, self._streams = sampling, logits, streams
         self._tokens: dict[int, int] = {}
         self._most: dict[int, float] = {}
         """The largest share or logit of each row that is known; not finite: none of its tokens has a probability."""
@@ -89,24 +117,41 @@ class _Drawing:
         for row, most, own in zip(open, shares.amax(-1).tolist(), shares.split(1), strict=True):
             self._most[row] = most
             if math.isfinite(most):
-                self._tokens[row] = int(torch.multinomial(own, 1, generator=self._generators[row]))
+                self._tokens[row] = int(torch.multinomial(own, 1, generator=self._streams[row].own()))
 
     def _draw(self, rows: list[int], most: torch.Tensor, best: Best) -> None:
         """Let those of `rows` draw whose `most` [rows] is finite; `best` is given their places in `rows`."""
         self._most |= zip(rows, most.tolist(), strict=True)
         places = [place for place, row in enumerate(rows) if math.isfinite(self._most[row])]
-        size = max(PIECE // self._logits.shape[-1], 1)
-        for first in range(0, len(places), size):
-            some = places[first : first + size]
+        columns = self._logits.shape[-1]
+        apart: list[int] = []
+        ahead: dict[Any, list[int]] = {}
+        for place in places:
+            batch = self._streams[rows[place]].batch(columns)
+            (apart if batch is None else ahead.setdefault(batch, [])).append(place)
+        for batch, some in ahead.items():
+            own = {rows[place]: self._streams[rows[place]] for place in some}
+            tokens = best(some, batch.uniforms([stream.place for stream in own.values()]))
+            self._taken(own, tokens)
+        size = max(PIECE // columns, 1)
+        for first in range(0, len(apart), size):
+            some = apart[first : first + size]
             self._together([rows[place] for place in some], partial(best, some))
 
-    def _together(self, rows: list[int], best: Callable[[torch.Tensor], list[int | None]]) -> None:
-        generators = [self._generators[row] for row in rows]
+    def _taken(self, streams: Mapping[int, Stream], tokens: Sequence[int | None]) -> None:
+        """Rows that drew a token by what was drawn ahead go on behind it."""
+        for (row, stream), token in zip(streams.items(), tokens, strict=True):
+            if token is not None:
+                stream.take()
+                self._tokens[row] = token
+
+    def _together(self, rows: list[int], best: Callable[[Uniforms], list[int | None]]) -> None:
+        generators = [self._streams[row].own() for row in rows]
         before = [generator.get_state() for generator in generators]
-        uniforms = _room.numbers("uniforms", len(rows), self._logits.shape[-1], torch.float64)
-        for own, generator in zip(uniforms, generators, strict=True):
+        numbers = _room.numbers("uniforms", len(rows), self._logits.shape[-1], torch.float64)
+        for own, generator in zip(numbers, generators, strict=True):
             own.uniform_(generator=generator)
-        for row, generator, state, token in zip(rows, generators, before, best(uniforms), strict=True):
+        for row, generator, state, token in zip(rows, generators, before, best(Uniforms(numbers)), strict=True):
             if token is None:
                 generator.set_state(state)
             else:
@@ -141,18 +186,12 @@ class _Blocks:
     def __init__(self, logits: torch.Tensor, temperature: float) -> None:
         self.logits, self._temperature = logits, temperature
         blocks, columns = logits.shape[1] // SIDE, logits.shape[1]
-        high = self.apart(logits).amax(1)
+        high = apart(logits).amax(1)
         behind = logits[:, blocks * SIDE :]
         self.top = torch.cat([high, behind], 1).amax(-1, keepdim=True) / temperature
         self.most = (high / temperature - self.top).exp_()
         self.inside = torch.arange(SIDE) * blocks
         self.rest = torch.arange(blocks * SIDE, columns)
-
-    @staticmethod
-    def apart(values: torch.Tensor) -> torch.Tensor:
-        """Values [rows, columns] as [rows, SIDE, blocks], without the rest."""
-        blocks = values.shape[1] // SIDE
-        return values[:, : blocks * SIDE].unflatten(1, (SIDE, blocks))
 
     def shares(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The shares of some tokens."""
@@ -198,31 +237,32 @@ def _exponential(uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def _best_of_few(
-    ids: torch.Tensor, shares: torch.Tensor, doubtful: torch.Tensor, uniforms: torch.Tensor
+    ids: torch.Tensor, shares: torch.Tensor, doubtful: torch.Tensor, uniforms: Uniforms
 ) -> list[int | None]:
     """The best of the likeliest tokens `ids` of each row of [rows, columns]; None: two are nearly level, or it is
     `doubtful` whether the filters leave it."""
-    scores, places = (shares / _exponential(uniforms.gather(1, ids))).topk(min(2, ids.shape[1]), -1)
+    numbers = uniforms.of(torch.arange(len(ids))[:, None], ids)
+    scores, places = (shares / _exponential(numbers)).topk(min(2, ids.shape[1]), -1)
     clear = scores[:, 0].isfinite() & ~doubtful.gather(1, places[:, :1])[:, 0]
     if ids.shape[1] > 1:
         clear &= scores[:, 1] < scores[:, 0] * (1 - NEAR)
-    if ids.shape[1] < uniforms.shape[1]:
+    if ids.shape[1] < uniforms.columns:
         clear &= ~doubtful[:, -1]  # those behind it may be left too
     tokens = ids.gather(1, places[:, :1])[:, 0].tolist()
     return [token if well else None for token, well in zip(tokens, clear.tolist(), strict=True)]
 
 
-def _best_of_all(all: _Blocks, rows: list[int], uniforms: torch.Tensor) -> list[int | None]:
-    """The best columns of some rows whose numbers are `uniforms` [rows, columns]; None: two are nearly level.
+def _best_of_all(all: _Blocks, rows: list[int], uniforms: Uniforms) -> list[int | None]:
+    """The best columns of some rows whose numbers are `uniforms`; None: two are nearly level.
 
     Those blocks are looked at whose largest share over their smallest uniform is no less than what the best of some
     blocks has.
     """
     own = torch.tensor(rows)
-    at_most = all.most[own] / all.apart(uniforms).amin(1)
+    at_most = all.most[own] / uniforms.least
 
     def scores(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        return all.shares(own[row], column) / _exponential(uniforms[row, column])
+        return all.shares(own[row], column) / _exponential(uniforms.of(row, column))
 
     every, rest = torch.arange(len(rows))[:, None], all.rest.expand(len(rows), -1)
     first = at_most.topk(min(FIRST, at_most.shape[1]), -1).indices
@@ -245,7 +285,7 @@ def _clear(scored: list[tuple[float, int]]) -> int | None:
     return token if second < score * (1 - NEAR) and score < float("inf") else None
 
 
-def _inside(sampling: Sampling, all: _Blocks, rows: list[int], uniforms: torch.Tensor) -> list[int | None]:
+def _inside(sampling: Sampling, all: _Blocks, rows: list[int], uniforms: Uniforms) -> list[int | None]:
     """The best of all tokens of some rows, if `top_p` and `min_p` surely leave it; else None."""
     tokens = _best_of_all(all, rows, uniforms)
     if sampling.top_p == 1 and not sampling.min_p:
@@ -253,7 +293,7 @@ def _inside(sampling: Sampling, all: _Blocks, rows: list[int], uniforms: torch.T
     own = all.shares(torch.tensor(rows), torch.tensor([token or 0 for token in tokens]))
     inside = own >= sampling.min_p * (1 + CLOSE)
     if sampling.top_p < 1:
-        inside &= _likely(all, rows, own, sampling.top_p - 2 * ROUNDING * uniforms.shape[1] - CLOSE)
+        inside &= _likely(all, rows, own, sampling.top_p - 2 * ROUNDING * uniforms.columns - CLOSE)
     return [token if well else None for token, well in zip(tokens, inside.tolist(), strict=True)]
 
 
