@@ -196,13 +196,13 @@ def likeliest(sampling: Sampling, logits: torch.Tensor) -> Iterator[tuple[torch.
     if not filters or sampling.typical_p < 1 or any(sampling.said.draws):
         yield rows, None
         return
-    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     if sampling.top_k:
-        yield rows, _among(sampling, scaled, sampling.top_k + LEVEL, None)
+        yield rows, _among(sampling, logits, sampling.top_k + LEVEL, None)
         return
-    total = (scaled - scaled.amax(-1, keepdim=True)).exp_().sum(-1, keepdim=True)
+    scaled = logits / sampling.temperature
+    total = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_().sum(-1, keepdim=True)
     for count in LIKELIEST:
-        found = _among(sampling, chosen(scaled, rows), count, total[rows])
+        found = _among(sampling, chosen(logits, rows), count, total[rows])
         more = found.left[:, -1] if count < logits.shape[-1] else torch.zeros_like(found.left[:, -1])
         few = ~more
         if bool(few.all()):
@@ -260,9 +260,10 @@ def chosen(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return logits if len(rows) == len(logits) else logits[rows]
 
 
-def _among(sampling: Sampling, scaled: torch.Tensor, count: int, total: torch.Tensor | None) -> Likeliest:
+def _among(sampling: Sampling, logits: torch.Tensor, count: int, total: torch.Tensor | None) -> Likeliest:
     """The same among so many; `total` [rows, 1]: weights of all, in relation to the largest. None: of `top_k`."""
-    values, ids = largest(scaled, min(count, scaled.shape[-1]))
+    values, ids = largest(logits, min(count, logits.shape[-1]))
+    values = values / sampling.temperature
     weights = (values - values[:, :1]).exp()
     left = torch.ones_like(ids, dtype=torch.bool)
     if total is None:
