@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import http.server
 import json
 import socket
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +17,8 @@ pytest.importorskip("torch", reason="needs the extra 'llm'")
 
 from serving import serving, stock, text_service
 from toys import Plain, command
+
+from neustream.server.loading import Loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -69,6 +73,22 @@ def test_a_chat_a_class_and_json(url, tmp_path):
     assert said["tokens"] == 5 and 0 < said["ttft_s"] <= said["e2e_s"] and said["server"]["on_time"]
     alone = json.loads(ask(url, "--max-tokens", 2, "--json", "-", "-q").out)
     assert (alone["outcome"], alone["promised"], alone["status"]) == ("done", {}, 200)
+
+
+def test_a_chat_template_that_raises_is_told(model):
+    def load(metrics):
+        loaded = text_service(model, metrics)
+        (tiny,) = loaded.models
+        words = copy.deepcopy(tiny.tokenizer)
+        words.chat_template = "{{ raise_exception('roles must alternate') }}"
+        return Loaded(loaded.service, [replace(tiny, tokenizer=words)])
+
+    with serving(load) as (url, said, _):
+        assert said.get(timeout=60) == "ready: tiny"
+        done = ask(url, "--chat", "--max-tokens", 5)
+        assert done.status == 2 and done.out == "" and "Traceback" not in done.err
+        assert "the chat template: " in done.err and "roles must alternate" in done.err
+        assert ask(url, "--max-tokens", 5).status == 0  # texts need no template
 
 
 def test_late_is_3(model):
