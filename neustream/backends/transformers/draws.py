@@ -116,9 +116,9 @@ def _of_all(sampling: Sampling, logits: torch.Tensor) -> Draws:
         return found
 
     found = _of_rows(drawn, logits)
-    if not surely:
+    open = (~torch.cat(surely)).nonzero()[:, 0] if surely else ()
+    if not len(open):
         return found
-    open = (~torch.cat(surely)).nonzero()[:, 0]
     for rows, some in likeliest(sampling, logits[open]):
         at = open[rows]
         other = _of_what_is_left(sampling, logits[at], some)
