@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +14,9 @@ from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats, Horizon, points_to_end
 from neustream.core.policies.model_queues import has_progress, in_part
 from neustream.core.policies.newcomers import WORTH, Newcomers
+from neustream.core.policies.on_time import DOOMED
 from neustream.core.policies.prefill_plan import PrefillPlan
+from neustream.core.policies.token_few import Few
 from neustream.core.steps import Step
 
 if TYPE_CHECKING:
@@ -46,11 +49,14 @@ class Admission(Protocol):
 
 
 def admission(plan: StepPlan) -> Admission:
-    """All where nobody can be late, else by expected worth. Where others were promised some of the
-    device, by whether it all fits. Where it does not with nobody new, and costs none of the others
-    its promise, by worth: or whoever will be late would keep everybody out."""
+    """All where nobody can be late, else by expected worth, of few or of many. Where others were
+    promised some of the device, by whether it all fits. Where it does not with nobody new, and
+    costs none of the others its promise, by worth: or whoever will be late would keep everybody
+    out."""
     if plan.calm:
         return All(plan)
+    if plan.few is not None:
+        return FewWorth(plan, plan.few)
     if not plan.view.reserved:
         return Worth(plan)
     beside = Beside(plan)
@@ -69,6 +75,40 @@ class All:
 
     def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
         return True
+
+
+class FewWorth:
+    """A prompt is taken in if it adds enough to the number that is expected to be on time, as
+    `Few` has it. Order as of `All`."""
+
+    def __init__(self, plan: StepPlan, account: Few) -> None:
+        self.waiting = _by_deadline(plan) or plan.waiting
+        self._plan = plan
+        self._account = account
+        self._taken: list[Job] = []
+        self._weight = 0.0
+
+    @cached_property
+    def _nobody(self) -> float:
+        """The weight that is expected on time without newcomers."""
+        return self._account.with_some([], self._plan.together)[0]
+
+    def begin(self, part: PrefillPlan) -> None:
+        self._taken = []
+
+    def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
+        plan, job = self._plan, self.waiting[index]
+        seconds = plan.seconds(part.step_with(job, size))
+        if len(part.decodes) < len(plan.alive):
+            seconds += plan.together
+        before = self._weight if self._taken else self._nobody
+        taken = [*self._taken, job]
+        weight, chance = self._account.with_some(taken, seconds)
+        enough = chance >= DOOMED and weight - before >= WORTH * chance * job.weight
+        if enough or has_progress(job):
+            self._taken, self._weight = taken, weight
+            return True
+        return False
 
 
 class Worth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
@@ -30,17 +31,13 @@ def calm(plan: StepPlan) -> bool:
     waiting, model = plan.waiting, plan.model
     if plan.view.reserved or len(waiting) > MANY:
         return False
-    if any(job.call_outputs for job in waiting):  # they lost their memory
-        return False
     jobs = [*plan.alive, *waiting, *filter(at_decode, plan.broken)]
     if not jobs or len(jobs) > model.seats:
         return False
     label = f"{model.label}.decode"
     outputs = [max(job.calls_here(label), 1) for job in jobs]
-    tokens = sum([plan.sizes[job] + job.computed for job in jobs]) + sum(outputs)
-    memory = model.memory
-    room = math.inf if memory is None else memory.capacity * plan.rule.memory
-    if memory is not None and tokens + len(jobs) * memory.block_size > room:
+    tokens = most_tokens(plan, jobs)
+    if not has_memory(plan, tokens, len(jobs)):
         return False
     dearest = model.seconds(Step(decodes=len(jobs), context=tokens))
     step = ROOM * (1 + plan.rule.margin) * dearest
@@ -54,6 +51,23 @@ def calm(plan: StepPlan) -> bool:
     if not all_on_time(plan.view.now):  # whatever prompts take
         return False
     return all_on_time(plan.view.now + sum([max(plan.prompt_seconds(job), 0.0) for job in waiting]))
+
+
+def most_tokens(plan: StepPlan, jobs: Sequence[Job]) -> float:
+    """Tokens that some jobs read once each has got to its maximum."""
+    label = f"{plan.model.label}.decode"
+    outputs = sum([max(job.calls_here(label), 1) for job in jobs])
+    return sum([plan.sizes[job] + job.computed for job in jobs]) + outputs
+
+
+def has_memory(plan: StepPlan, tokens: float, jobs: int) -> bool:
+    """Whether nobody lost its memory, and so many jobs with so many tokens have enough."""
+    if any(job.call_outputs for job in plan.waiting):
+        return False
+    memory = plan.model.memory
+    if memory is None:
+        return True
+    return tokens + jobs * memory.block_size <= memory.capacity * plan.rule.memory
 
 
 def _on_time(job: Job, due: float, ahead: float, step: float, most: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import filterfalse
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,18 @@ def take_late(plan: StepPlan, jobs: list[Job], sizes: dict[Job, float]) -> None:
         return
     broken = [job for job in plan.broken if job not in plan.drop]
     decodes = list(filter(at_decode, broken))
-    if plan.calm or plan.view.reserved or not plan.outlook.costs(decodes):
-        _decodes(plan, decodes, jobs, sizes)
+    riders = _riders(plan, decodes, jobs, sizes)
+    if riders and not _cost(plan, decodes):
+        jobs += riders
     for job in filterfalse(at_decode, broken):
         _prompt(plan, job, jobs, sizes)
+
+
+def _cost(plan: StepPlan, decodes: Sequence[Job]) -> bool:
+    """Whether late decodes cost some of what is expected on time."""
+    if plan.calm or plan.view.reserved:
+        return False
+    return (plan.outlook if plan.few is None else plan.few).costs(decodes)
 
 
 def _prompt(plan: StepPlan, job: Job, jobs: list[Job], sizes: dict[Job, float]) -> None:
@@ -42,18 +50,23 @@ def _prompt(plan: StepPlan, job: Job, jobs: list[Job], sizes: dict[Job, float]) 
         )
 
 
-def _decodes(plan: StepPlan, late: Iterable[Job], jobs: list[Job], sizes: dict[Job, float]) -> None:
-    """Add late decodes as long as the step costs no deadline and nobody's slack."""
+def _riders(
+    plan: StepPlan, late: Iterable[Job], jobs: Sequence[Job], sizes: Mapping[Job, float]
+) -> list[Job]:
+    """As many late decodes, from the front, as cost the step no deadline and nobody's slack."""
     part = plan.part or PrefillPlan([])
     first_due = min([plan.due(job) for job in (*plan.alive, *sizes)], default=math.inf)
     time = min([first_due - plan.view.now, *[job.slo.step for job in plan.alive]])
     time = min(time, plan.view.reserved.room)
     decodes = len(jobs) - len(sizes)
     context = sum([job.size for job in jobs if job not in sizes])
+    riders: list[Job] = []
     for job in late:
         decodes += 1
         context += job.size
         step = Step(len(sizes), part.tokens, part.square, decodes, context)
-        if len(jobs) >= plan.model.seats or (jobs and plan.seconds(step) > time):
-            return
-        jobs.append(job)
+        count = len(jobs) + len(riders)
+        if count >= plan.model.seats or (count and plan.seconds(step) > time):
+            break
+        riders.append(job)
+    return riders

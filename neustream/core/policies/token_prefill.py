@@ -9,8 +9,6 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode, in_part
 from neustream.core.policies.prefill_plan import PrefillPlan
@@ -86,13 +84,15 @@ class PrefillFiller:
         memory = self.plan.model.memory
         if memory is None:
             return 0
-        sizes = np.array([self.plan.sizes[job] for job in decodes])
-        blocks = int(np.ceil(sizes / memory.block_size).sum())
+        sizes, block = self.plan.sizes, memory.block_size
+        blocks = sum([math.ceil(sizes[job] / block) for job in decodes])
         return blocks - sum([job.num_blocks for job in decodes])
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
         part = PrefillPlan(decodes, self._slack(decodes), context=self._context(decodes))
+        if self._too_long(part):
+            return part
         room = _Room(self.free, self.seats, list(self.late))
         self.admission.begin(part)
         in_time = self._all_in_time(part)
@@ -123,6 +123,13 @@ class PrefillFiller:
             if size == whole:
                 part.due = min(part.due, time)
         return part
+
+    def _too_long(self, part: PrefillPlan) -> bool:
+        """Whether the decodes have no slack for one token of any prompt."""
+        if part.slack == math.inf:
+            return False
+        step = Step(1, 1.0, 1.0, len(part.decodes), part.context)
+        return self.plan.seconds(step) > part.slack + TICK
 
     def _all_in_time(self, part: PrefillPlan) -> bool:
         """Whether a step with all who are tried is in time for each of them, and for the decodes:

@@ -20,6 +20,7 @@ from neustream.core.policies.token_again import LONGER, until
 from neustream.core.policies.token_calm import calm
 from neustream.core.policies.token_company import waits
 from neustream.core.policies.token_due import shortest, steady
+from neustream.core.policies.token_few import Few
 from neustream.core.policies.token_late import take_late
 from neustream.core.policies.token_noise import safe
 from neustream.core.policies.token_prefill import PrefillFiller
@@ -58,7 +59,7 @@ class StepPlan:
         part: the prompts of this step.
         margin: factor of expected seconds for what is counted with.
         promised: those of `alive` that are promised something more; calm: whether nobody can be
-            late, whatever is decided (`token_calm.py`); outlook: if some can, their chances.
+            late, whatever is decided (`token_calm.py`); few: the account where few are there.
         together: seconds of a decode of all that are alive; context: tokens that it reads.
         dues: when the next output of each job is due; sizes: tokens that a decode of each reads,
             and those that are left of each prompt.
@@ -76,12 +77,20 @@ class StepPlan:
     margin: float = 1.0
     promised: list[Job] = field(default_factory=list)
     calm: bool = False
-    outlook: Outlook = field(init=False)
     together: float = 0.0
     context: float = 0.0
     dues: dict[Job, float] = field(default_factory=dict)
     sizes: dict[Job, float] = field(default_factory=dict)
     full: bool = False
+    few: Few | None = None
+    _outlook: Outlook | None = None
+
+    @property
+    def outlook(self) -> Outlook:
+        """The account where many are there: the chances of those that are promised something."""
+        if self._outlook is None:
+            self._outlook = self._expected()
+        return self._outlook
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
@@ -117,13 +126,15 @@ class StepPlan:
         errors = [spread[name].error for name in self.view.queues if name in spread]
         return max([self.model.steps.error, *errors])
 
-    def _shed_doomed(self) -> None:
-        """Those that have hardly a chance to be on time count as late, and hold nobody back."""
-        model, memory = self.model, self.model.memory
-        label = f"{model.label}.decode"
+    def most(self) -> int:
+        """The most outputs that one of those who are in time may have got in the end."""
+        label = f"{self.model.label}.decode"
         outputs = [job.call_outputs + job.calls_left.get(label, 1) for job in self.alive]
         outputs += [job.call_outputs + job.calls_left.get(label, 1) for job in self.waiting]
-        most = max(outputs, default=1)
+        return max(outputs, default=1)
+
+    def _expected(self) -> Outlook:
+        model, memory, most = self.model, self.model.memory, self.most()
         horizon = expectations(
             model,
             most,
@@ -133,8 +144,12 @@ class StepPlan:
             paces=self._paces(most),
             step=self._followed(),
         )
-        self.outlook = Outlook(horizon, self.promised, self.sizes)
-        if self.view.reserved:
+        return Outlook(horizon, self.promised, self.sizes)
+
+    def _shed_doomed(self) -> None:
+        """Those that have hardly a chance to be on time count as late, and hold nobody back."""
+        self.few = Few.of(self)
+        if self.view.reserved or (self.few is not None and self.few.hopeful()):
             return
         doomed = self.outlook.shed_doomed()
         if doomed:
