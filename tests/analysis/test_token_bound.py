@@ -265,7 +265,7 @@ def test_texts_have_a_hindsight_too(tmp_path):
 
 
 def test_hindsight_knows_how_long_texts_get(tmp_path):
-    sets = ["workload.max_tokens=3000", "slo={total_s: 0.5}", "workload.rate=8", "workload.seed=1", "llm.memory=null"]
+    sets = ["workload.max_tokens=3000", "slo={total_s: 0.5}", "workload.rate=8", "workload.seed=8", "llm.memory=null"]
     early = chat(tmp_path, sets)
     plain = weight_on_time(simulate(early, "priced"))
     assert hindsight(early, 0.5, policies=["priced"]).value > plain, "it has seen no lengths, and they may be 3,000"
