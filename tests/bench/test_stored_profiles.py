@@ -63,7 +63,7 @@ def name_of(path):
     return f"{path.parent.name}/{path.name.partition('.yaml')[0]}"
 
 
-@pytest.mark.parametrize("path", FOUND, ids=name_of)
+@pytest.mark.parametrize("path", FOUND, ids=[name_of(path) for path in FOUND])
 def test_a_stored_profile_is_run_or_refused_as_expected(path):
     expected = EXPECTED.get(name_of(path), EXPECTED.get(path.parent.name))
     try:
@@ -78,7 +78,7 @@ def test_a_stored_profile_is_run_or_refused_as_expected(path):
     )
 
 
-@pytest.mark.parametrize("path", FOUND, ids=name_of)
+@pytest.mark.parametrize("path", FOUND, ids=[name_of(path) for path in FOUND])
 def test_the_loads_of_a_stored_profile_can_be_drawn(path):
     try:
         profile = read_profile(path)
