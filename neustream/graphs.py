@@ -69,7 +69,8 @@ def llm(
         known=known,
     )
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
-    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(made(job), 1), 0))
+    left = lambda job: max(most(job) - max(made(job), 1), 0)  # noqa: E731
+    more = loop(decode, until=ended, expect=left, steady=True)
     return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)
 
 

@@ -250,6 +250,8 @@ def copy_of(job: Entry) -> Entry:
     twin.weight = job.weight
     twin.worker = job.worker
     twin.base = job.base
+    twin.behind_s = job.behind_s
+    twin.behind_output_s = job.behind_output_s
     twin.ending = job.ending
     twin.keep = job.keep
     twin.fork = None

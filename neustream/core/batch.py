@@ -80,6 +80,8 @@ class Batch:
         step: what a language model computes in it, where that is known.
         since: when the step before it ended, if some of its jobs waited then; inf: its worker had
             nothing to do. What is decided and handed over in between is part of what it takes.
+        quiet: whether it was said beforehand that it returns nothing (`Scheduler.foresee`). Its
+            jobs, but for their ids, are then as they were some steps ago.
     """
 
     id: int
@@ -96,6 +98,7 @@ class Batch:
     aside: tuple[Job, ...] = ()
     step: Step | None = None
     since: float = math.inf
+    quiet: bool = False
 
     @property
     def begun_at(self) -> float:

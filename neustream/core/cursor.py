@@ -342,18 +342,19 @@ class Cursor:
             else:
                 yield from repeated(node, job, times)
 
-    def _turns_on_stage(self, frame: Frame) -> bool:
-        """Whether a frame is the loop around the current stage alone."""
-        node = frame.node
-        return frame is self._frames[-1] and type(node) is Loop and node.body is self.stage
+    @property
+    def turning(self) -> Frame | None:
+        """The loop around the current stage alone; None if there is none."""
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or type(frame.node) is not Loop or frame.node.body is not self.stage:
+            return None
+        return frame
 
     @property
     def rounds_here(self) -> int:
         """Expected calls of the current stage, before anything else."""
-        inner = self._frames[-1] if self._frames else None
-        if inner is not None and type(inner.node) is Loop and inner.node.body is self.stage:
-            return max(1, inner.total - inner.done)
-        return 1
+        turning = self.turning
+        return 1 if turning is None else max(1, turning.total - turning.done)
 
     def rest(self, job: Job) -> Iterator[tuple[Node | Stretch | Tail, int, int]]:
         """What follows the current stage: nodes, how often each, and how many calls are around it.
@@ -361,13 +362,14 @@ class Cursor:
         `job.params` and `job.state` are those of that place while it is given.
         """
         params, state, depth = job.params, job.state, len(self.calls)
+        turning = self.turning
         try:
             for frame in reversed(self._frames):
                 node = frame.node
                 if isinstance(node, Seq):
                     for child in ahead_of(node, frame.done):
                         yield child, 1, depth
-                elif isinstance(node, Loop) and not self._turns_on_stage(frame):
+                elif isinstance(node, Loop) and frame is not turning:
                     yield node.body, frame.total - frame.done - 1, depth
                 if frame.around is not None:
                     job.state = frame.around

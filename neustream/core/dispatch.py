@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from neustream.core.ahead import Forecast, Plan, forecast
@@ -24,7 +24,9 @@ from neustream.core.job import Job
 from neustream.core.lives import Lives
 from neustream.core.policy import Decision, Policy, View, may_be_hopeless
 from neustream.core.pool_state import Again, PoolState, name_of_step, with_blocks
+from neustream.core.standing import standing_of
 from neustream.core.step_times import Expected, StepTimes
+from neustream.core.views import Views
 from neustream.errors import NeustreamError, PolicyError
 
 
@@ -52,6 +54,7 @@ class Dispatch:
         self._lives = lives
         self._times = times
         self._recent = recent
+        self._views = Views(lives, times, recent)
         self._batches = 0
 
     def next_batch(
@@ -79,10 +82,11 @@ class Dispatch:
         # again, if those that were chosen could not run and failed, or go on without a promise
         while live != (len(jobs), self._lives.unpromised):
             live = len(jobs), self._lives.unpromised
+            self._lives.pools.catch_up()
             queues = state.waiting(worker)
             if not queues:
                 return None
-            view = self._view(state, now, worker, queues)
+            view = self._views.now(state, now, worker, queues)
             decision, batch = self._ask(state, policy, view)
             if batch is not None:
                 return batch
@@ -115,8 +119,13 @@ class Dispatch:
         known = known and times.as_fast_as(again.speed, again.slower)
         known = known and now < again.until and again.holds(now)
         if not known or state.out or state.running:
+            lives.pools.stand_no_more(state)
             state.again = None
             return None
+        batch = self._follow(state, now, again.within is None)
+        if batch is not None:
+            return batch
+        lives.pools.stand_no_more(state)
         if again.within is None and may_be_hopeless(state.queues.jobs(), now):
             return None
         jobs = again.jobs
@@ -127,9 +136,34 @@ class Dispatch:
         self.asked = self.asked.more()
         return self._start(state, _Step(worker, now, jobs, sizes, fits=True))
 
+    def _follow(self, state: PoolState, now: float, hopeful: bool) -> Batch | None:
+        """The next step of those that stand, if it is certain.
+
+        `hopeful`: only if nobody of the pool can be hopeless.
+        """
+        standing = state.standing
+        if standing is None or not standing.left or (hopeful and not standing.hopeful(now)):
+            return None
+        self.asked = self.asked.more()
+        self._batches += 1
+        worker = standing.batch.worker
+        batch = standing.follow(self._batches, now, state.freed[worker])
+        state.running[batch.id] = batch
+        return batch
+
+    def foresee(self, state: PoolState, batch: Batch, steps: float) -> None:
+        """See `Scheduler.foresee`."""
+        stage = batch.jobs[0].stage
+        lengths = None
+        if stage is not None and stage.caches and stage.emits:
+            lengths = self._recent.lengths_of(stage.model)
+        work = self._lives.work
+        state.standing = standing_of(state, batch, steps, self._times, work, lengths)
+
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The job that came first to a pool without a policy; who cannot be in time is given up."""
         while (job := state.first()) is not None:
+            self._lives.pools.catch_up()
             why = self._lives.work.legs.hopeless(job, now) if job.promised else ""
             if why:
                 self._lives.give_up(job, why, now)
@@ -150,7 +184,7 @@ class Dispatch:
         plan = Plan(batch.id, over_at, now, ran)
         if ahead.queues:
             policy = state.policy if instead is None else instead
-            view = self._view_ahead(state, batch, ahead, over_at)
+            view = self._views.after(state, batch, ahead, over_at)
             self.asked = self.asked.more(view.jobs)
             self._note(plan, policy, policy.decide(view), view, ahead)
             self._drop_early(state, batch, plan)
@@ -206,51 +240,6 @@ class Dispatch:
         expected = plan.expected._replace(step=None) if whole and plan.expected else None
         return self._start(state, _Step(worker, now, jobs, sizes, expected, planned=True))
 
-    def _view(
-        self, state: PoolState, now: float, worker: int, queues: Mapping[str, Sequence[Job]]
-    ) -> View:
-        times, recent = self._times, self._recent
-        return View(
-            now,
-            state.pool,
-            worker,
-            queues,
-            times.profiles,
-            tuple(state.running.values()),
-            recent.demands,
-            times.speed,
-            state.free_blocks,
-            recent.lengths,
-            times.spread,
-            state.unpromised,
-            live=self._lives.jobs,
-            pool_of=self._lives.served_by,
-            memo=state.memo,
-        )
-
-    def _view_ahead(self, state: PoolState, batch: Batch, ahead: Forecast, over_at: float) -> View:
-        """What the policy should see when `batch` is over."""
-        times, recent, unpromised = self._times, self._recent, state.unpromised
-        if self._lives.unpromised:
-            unpromised = state.unpromised_after(batch, over_at - batch.started_at)
-        return View(
-            over_at,
-            state.pool,
-            batch.worker,
-            ahead.queues,
-            times.profiles,
-            tuple([other for other in state.running.values() if other is not batch]),
-            recent.demands,
-            times.speed,
-            {model: free + ahead.freed.get(model, 0) for model, free in state.free_blocks.items()},
-            recent.lengths,
-            times.spread,
-            unpromised,
-            live=self._lives.jobs,
-            pool_of=self._lives.served_by,
-            memo=state.memo,
-        )
-
     def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:
         """What the policy decides, and the step that comes of it, if any."""
         decision = self._decide(policy, view)
@@ -264,7 +253,7 @@ class Dispatch:
                 break
             full.add(model)
             waiting = state.waiting(view.worker)
-            view = self._view(state, view.now, view.worker, waiting)
+            view = self._views.now(state, view.now, view.worker, waiting)
             holders = with_blocks(view, full)
             decision = self._decide(policy, holders if holders.queues else view)
             batch = self._start_decided(state, policy, decision, view)

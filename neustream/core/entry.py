@@ -60,6 +60,8 @@ class Entry(Job):
     Attributes:
         cursor: its place in the graph; queue: where it waits.
         ending: how it ends once the step under way is over.
+        behind_s, behind_output_s: seconds to the end, and to the next output, less calls of its
+            stage; nan: not asked since they were measured.
         base: rounds of the queue that do not count as skipped; round: the one it last ran in.
         unit_size: the size that `unit_s` is for; -1: not asked yet.
         keep: whether it is to be held once the step under way is over.
@@ -76,6 +78,8 @@ class Entry(Job):
     __slots__ = (
         "after",
         "base",
+        "behind_output_s",
+        "behind_s",
         "branch",
         "cursor",
         "ending",
@@ -99,6 +103,7 @@ class Entry(Job):
         self.queue: Queue = NOWHERE
         self.ending: tuple[Status, str] | None = None
         self.base = 0
+        self.behind_s = self.behind_output_s = math.nan
         self.round = -1
         self.unit_size = -1.0  # not asked yet
         self.keep = False

@@ -75,6 +75,11 @@ class Lengths:
         if self._reached[index] == SEEN:
             self.far = max(self.far, index * BIN)
 
+    def passed(self, before: int, outputs: int) -> None:
+        """One that had come to `before`, 1 or more, has come to `outputs`."""
+        for at in range(before - before % BIN + BIN, outputs + 1, BIN):
+            self.reached(at)
+
     def ended(self, outputs: int, most: int) -> None:
         """A generation of at most so many outputs ended of itself, before that, after `outputs`."""
         self._ended[self._bin(outputs)] += 1

@@ -17,8 +17,9 @@ from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
 from neustream.core.holding import Holding
 from neustream.core.job import Status
-from neustream.core.policy import Pool, Unpromised
+from neustream.core.policy import Unpromised
 from neustream.core.pool_state import PoolState
+from neustream.core.pools import Pools
 from neustream.core.registry import Registry
 from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK, Request
@@ -34,11 +35,12 @@ class Lives:
 
     Attributes:
         jobs: by id; events: what became of them, until somebody takes the list away.
-        pool_of: the pool that serves a stage.
+        pools: of its scheduler, by name; pool_of: the one that serves a stage.
         unpromised: live jobs without a promise; work: what lies ahead of jobs.
     """
 
-    def __init__(self, times: StepTimes, recent: Recent, away: Set[str]) -> None:
+    def __init__(self, pools: Pools, times: StepTimes, recent: Recent, away: Set[str]) -> None:
+        self.pools = pools
         self.jobs: dict[str, Entry] = {}
         self.events: list[Event] = []
         self.pool_of: dict[str, PoolState] = {}
@@ -48,11 +50,6 @@ class Lives:
         self.work = Work(times, recent.lengths)
         self.forks = Forks(self, self._begin, self._go_on)
         self._registry = Registry(self.pool_of, away)
-
-    def served_by(self, stage: str) -> Pool | None:
-        """The pool that serves a stage; None: it is another scheduler's."""
-        state = self.pool_of.get(stage)
-        return None if state is None else state.pool
 
     # -- coming -----------------------------------------------------------------------------------
 
@@ -296,6 +293,7 @@ class Lives:
                 f"hold: {job.id!r} is a branch of request {job.root.id!r}; hold that"
             )
         job.keep = True
+        self.pools.none_stands()
         if job.status == "waiting":
             job.become("held")
             assert job.stage is not None
@@ -330,6 +328,7 @@ class Lives:
         if self.jobs.get(job.id) is not job:  # another branch of its request was given up
             return
         if job.promised and job.slo.finish:
+            self.pools.none_stands()
             for one in list(self.forks.family(job)):
                 if one.promised:
                     one.release()
@@ -348,6 +347,7 @@ class Lives:
         job.ending = (status, reason)
         state = None if job.stage is None else self.pool_of.get(job.stage.name)
         if state is not None:
+            self.pools.none_stands()
             self.events.append(Ending(job.root.id, job.id, state.pool.name, now))
         return True
 

@@ -220,6 +220,7 @@ class Loop:
     """A body that runs `times`, or until a condition that is asked after each round.
 
     Without `expect` what was seen says how many rounds to expect. More than `most` are a fault.
+    `steady`: see `loop`.
     """
 
     body: Node
@@ -227,6 +228,7 @@ class Loop:
     until: Ask | None
     expect: Ask | None
     most: int
+    steady: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,6 +296,7 @@ def loop(
     until: Ask | None = None,
     expect: int | Ask | None = None,
     most: int | None = None,
+    steady: bool = False,
 ) -> Loop:
     """Run `body` again and again.
 
@@ -303,6 +306,9 @@ def loop(
         expect: rounds that the scheduler budgets with while `times` cannot be asked yet, or with
             `until`. Without it the mean of what loops took lately: one round before any ended.
         most: with `until`, rounds after which the request fails; default: 1,000,000.
+        steady: a promise about rounds that return nothing (`{}`), before the last one that is
+            expected: `until` does not hold after them, and the size of a decode is one more after
+            each. Simulations then ask neither.
 
     Raises:
         GraphError: `times` and `until` are both given or neither is, or a number is out of bounds.
@@ -312,14 +318,14 @@ def loop(
     counted = None if times is None else _ask(times)
     budget = counted if expect is None else _ask(expect)
     if most is None:
-        return Loop(body, counted, until, budget, MOST_UNTIL if until else MOST_ROUNDS)
+        return Loop(body, counted, until, budget, MOST_UNTIL if until else MOST_ROUNDS, steady)
     if until is None:
         raise GraphError("a loop with times=... ends by itself: most=... is for until=...")
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_ROUNDS:
         raise GraphError(
             f"a loop's most must be a whole number from 1 to {MOST_ROUNDS}, got {shown(most)}"
         )
-    return Loop(body, counted, until, budget, most)
+    return Loop(body, counted, until, budget, most, steady)
 
 
 def switch(on: Ask, cases: Mapping[Any, Node], *, likely: Any = LEARNT) -> Switch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
@@ -14,11 +14,15 @@ from neustream.core.entry import Entry
 from neustream.core.forks import tell_ran
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
-from neustream.core.kv_cache import BlockPool, KVCache
+from neustream.core.kv_cache import BlockPool
 from neustream.core.policy import Policy, Pool, Unpromised, View, background_of
+from neustream.core.pool_checks import check_policy, check_pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.queues import Queues
-from neustream.errors import GraphError, PolicyError, RequestError, shown
+from neustream.errors import GraphError, PolicyError, RequestError
+
+if TYPE_CHECKING:
+    from neustream.core.standing import Standing
 
 
 class Again(NamedTuple):
@@ -55,7 +59,8 @@ class PoolState:
         plans: what workers do after the steps that they are in, where that is decided.
         blocks: of its KV caches, by model.
         wake_at: when the policy wants to be asked again.
-        again: the step that runs anew if nothing happens meanwhile.
+        again: the step that runs anew if nothing happens meanwhile; standing: the same, where it is
+            certain what comes of it.
         out: jobs that are in a queue and in no view (held).
         freed: when the latest step of each worker ended that was not asked for another one since.
         unpromised: what jobs without a promise got of the device.
@@ -73,14 +78,15 @@ class PoolState:
         "pool",
         "queues",
         "running",
+        "standing",
         "unpromised",
         "wake_at",
     )
 
     def __init__(self, pool: Pool, policy: Policy | None) -> None:
-        _check(pool)
+        check_pool(pool)
         if pool.concurrency is None:
-            _check_policy(pool, policy)
+            check_policy(pool, policy)
         self.pool = pool
         self.policy = policy  # None: jobs just start
         self.blocks = {
@@ -91,6 +97,7 @@ class PoolState:
         self.plans: dict[int, Plan] = {}
         self.wake_at: float | None = None
         self.again: Again | None = None
+        self.standing: Standing | None = None
         self.out = 0
         self.freed: dict[int, float] = {}
         self.unpromised = Unpromised()
@@ -198,12 +205,16 @@ class PoolState:
         if self.running.pop(batch.id, None) is None:
             raise PolicyError(f"batch {batch.id} of pool {batch.pool!r} is not running")
 
-    def retire(self, batch: Batch) -> None:
-        """A step is over. Steps that ran beside it skipped none of its jobs."""
+    def over(self, batch: Batch) -> None:
+        """A step is over: one that stands does so for longer."""
         self.take_off(batch)
         again = self.again
         if again is not None and again.later and again.jobs is batch.jobs:  # it was that step
             self.again = again._replace(until=again.until + again.later)
+
+    def retire(self, batch: Batch) -> None:
+        """A step is over. Steps that ran beside it skipped none of its jobs."""
+        self.over(batch)
         for job in cast("tuple[Entry, ...]", batch.jobs):
             job.base += job.queue.rounds - job.round + 1
             job.worker = batch.worker
@@ -285,70 +296,6 @@ class PoolState:
                 f"graph {graph.name!r}: model {stage.model!r} of stage {stage.name!r} has no KV "
                 f"cache in pool {self.pool.name!r}; KV caches: {sorted(self.blocks)}"
             )
-
-
-def _check(pool: Pool) -> None:
-    """GraphError for a pool that cannot be."""
-    name = f"pool {pool.name!r}"
-    if pool.workers < 1:
-        raise GraphError(f"{name}: workers must be 1 or more, got {pool.workers}")
-    _check_caches(pool)
-    if pool.kv_caches and pool.workers > 1:
-        raise GraphError(f"{name}: a KV cache is one worker's; {pool.workers} need a pool each")
-    count = pool.concurrency
-    if count is None:
-        return
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise GraphError(f"{name}: concurrency must be 1 or more, got {shown(count)}")
-    if pool.workers > 1 or pool.sticky or pool.kv_caches:
-        raise GraphError(
-            f"{name}: concurrency is for pools without a policy; workers, sticky and kv_caches do "
-            "not go with it"
-        )
-
-
-def _check_caches(pool: Pool) -> None:
-    """GraphError for KV caches that are none, or that are no model's."""
-    name = f"pool {pool.name!r}"
-    if not isinstance(pool.kv_caches, Mapping):
-        raise GraphError(
-            f"{name}: kv_caches must map names of models to KVCache, got {shown(pool.kv_caches)}"
-        )
-    for model, cache in pool.kv_caches.items():
-        if not isinstance(model, str) or not model:
-            raise GraphError(f"{name}: kv_caches need names of models, got {shown(model)}")
-        if not isinstance(cache, KVCache):
-            raise GraphError(
-                f"{name}: the KV cache of model {model!r} must be a KVCache, got {shown(cache)}"
-            )
-
-
-def _check_policy(pool: Pool, policy: object) -> None:
-    """PolicyError for what is no policy."""
-    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
-        hint = f"; make one: {policy.__name__}()" if isinstance(policy, type) else ""
-        raise PolicyError(
-            f"pool {pool.name!r}: a policy is an object with decide(view), "
-            f"got {shown(policy)}{hint}"
-        )
-
-
-def rules(pools: Sequence[Pool], policy: Policy | Mapping[str, Policy]) -> Sequence[Policy | None]:
-    """The policy of each pool, None where none is asked; PolicyError if one lacks, or is too many.
-
-    `policy`: one rule for all, or one for each by the pool's name.
-    """
-    if not isinstance(policy, Mapping):
-        return [policy if pool.concurrency is None else None for pool in pools]
-    for pool in pools:
-        asked = pool.concurrency is None
-        if asked and pool.name not in policy:
-            raise PolicyError(f"pool {pool.name!r} has no policy; policies for: {sorted(policy)}")
-        if not asked and pool.name in policy:
-            raise PolicyError(
-                f"pool {pool.name!r} has a concurrency: its jobs just start, and no policy is asked"
-            )
-    return [policy.get(pool.name) for pool in pools]
 
 
 def name_of_step(jobs: Sequence[Job]) -> str:

@@ -13,22 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 from neustream.core.asked import Asked
-from neustream.core.batch import Batch, no_update
+from neustream.core.batch import Batch
 from neustream.core.carry import Carry, pack
 from neustream.core.demand import Recent
 from neustream.core.dispatch import Dispatch
-from neustream.core.entry import Entry
-from neustream.core.events import Corrected, Event, Given, Update
+from neustream.core.events import Event, Given, Update
 from neustream.core.graph import Graph
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache, Ticket
 from neustream.core.lives import Lives, Lost
 from neustream.core.policy import Policy, Pool
-from neustream.core.pool_state import PoolState, rules
+from neustream.core.pool_checks import rules
+from neustream.core.pool_state import PoolState
+from neustream.core.pools import Pools
 from neustream.core.profile import LatencyProfile
+from neustream.core.step_ends import StepEnds
 from neustream.core.step_times import StepTimes
 from neustream.core.types import Request
 from neustream.errors import (
@@ -37,8 +38,6 @@ from neustream.errors import (
     PolicyError,
     ProfileError,
     RequestError,
-    StageFailed,
-    told,
 )
 
 
@@ -54,8 +53,8 @@ class Scheduler:
         away: latencies of stages that other schedulers serve, as seen from here. A job that gets to
             one waits for `give`.
 
-    `jobs` are the live ones by id, `times` knows what steps take, `recent` what requests asked for;
-    `away` names the stages that others serve.
+    `times` knows what steps take, `recent` what requests asked for; `away` names the stages that
+    others serve.
 
     Raises:
         GraphError: pools share a name or a stage.
@@ -74,10 +73,10 @@ class Scheduler:
         self.times = StepTimes({**profiles, **(away or {})}, correct=correct)
         self.recent = Recent()
         self.away: set[str] = set(away or ())
-        self._lives = Lives(self.times, self.recent, self.away)
+        self._pools = Pools()
+        self._lives = Lives(self._pools, self.times, self.recent, self.away)
         self._dispatch = Dispatch(self._lives, self.times, self.recent)
-        self.jobs: Mapping[str, Job] = self._lives.jobs
-        self._pools: dict[str, PoolState] = {}
+        self._ends = StepEnds(self._lives, self.times)
         for pool, rule in zip(pools, rules(pools, policy), strict=True):
             if pool.name in self._pools:
                 raise GraphError(f"pools need different names, got {[p.name for p in pools]}")
@@ -94,6 +93,7 @@ class Scheduler:
 
         `away`: latencies of stages of theirs that other schedulers serve.
         """
+        self._pools.catch_up()
         served = self._lives.pool_of
         if pool not in self._pools:
             raise GraphError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
@@ -117,6 +117,7 @@ class Scheduler:
 
         Those that others serve may be forgotten too.
         """
+        self._pools.catch_up()
         if pool not in self._pools:
             raise RequestError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
         served = {*self._pools[pool].pool.stages, *self.away}
@@ -143,6 +144,17 @@ class Scheduler:
         return {name: state.pool for name, state in self._pools.items()}
 
     @property
+    def jobs(self) -> Mapping[str, Job]:
+        """The live jobs by id, as they are now: ask for them anew once something happened."""
+        self._pools.catch_up()
+        return self._lives.jobs
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are any."""
+        return bool(self._lives.jobs)
+
+    @property
     def requests(self) -> list[str]:
         """The ids of the requests that are being served; `jobs` has their branches too."""
         return [job.id for job in self._lives.jobs.values() if not job.branch]
@@ -150,11 +162,13 @@ class Scheduler:
     @property
     def running(self) -> list[Batch]:
         """The steps under way."""
+        self._pools.catch_up()
         return [batch for state in self._pools.values() for batch in state.running.values()]
 
     @property
     def kv_blocks(self) -> dict[str, tuple[int, int]]:
         """By language model, the KV blocks that are used, and all there are, over all pools."""
+        self._pools.catch_up()
         found: dict[str, tuple[int, int]] = {}
         for state in self._pools.values():
             for model, blocks in state.blocks.items():
@@ -185,6 +199,7 @@ class Scheduler:
 
     def submit(self, request: Request, now: float) -> Job:
         """Accept `request`; its job waits at its first stage. A live duplicate id is an error."""
+        self._pools.catch_up()
         return self._lives.begin(request, now)
 
     def cancel(self, id: str, now: float) -> bool:
@@ -192,20 +207,24 @@ class Scheduler:
 
         False if no such request is being served (unknown, or ended already).
         """
+        self._pools.catch_up()
         return self._lives.end_soon(id, "cancelled", "cancelled by the caller", now)
 
     def give_up(self, id: str, reason: str, now: float) -> bool:
         """End a request as failed, because what it needs is gone; as `cancel` otherwise."""
+        self._pools.catch_up()
         return self._lives.end_soon(id, "failed", reason, now)
 
     # -- jobs that move ---------------------------------------------------------------------------
 
     def hold(self, id: str, now: float) -> None:
         """Keep a request out of all steps; the event `Held` says when it waits and can be given."""
+        self._pools.catch_up()
         self._lives.hold(self._lives.live(id, "hold"), now)
 
     def resume(self, id: str) -> None:
         """Let a held request run again; RequestError if it is not held."""
+        self._pools.catch_up()
         self._lives.resume(self._lives.live(id, "resume"))
 
     def give(self, id: str, now: float) -> Carry:
@@ -215,6 +234,7 @@ class Scheduler:
             RequestError: no such request is being served.
             PolicyError: it is in a step, or has forked: `hold` it and wait for the event.
         """
+        self._pools.catch_up()
         job = self._lives.live(id, "give")
         if job.branch:
             raise PolicyError(f"give: {id!r} is a branch of request {job.root.id!r}; give that")
@@ -248,6 +268,7 @@ class Scheduler:
             RequestError: its id is being served here, or there are no blocks for what it kept.
             GraphError: the graph differs, or has stages that nobody serves.
         """
+        self._pools.catch_up()
         if ticket is not None:
             self.release(ticket)
         return self._lives.adopt(carry, graph, now, cached)
@@ -260,11 +281,14 @@ class Scheduler:
         state = self._pools.get(pool)
         if state is None:
             raise RequestError(f"reserve: no pool {pool!r}; pools: {sorted(self._pools)}")
+        self._pools.none_stands()
         return state.blocks_of(model).reserve(tokens)
 
     def release(self, ticket: Ticket) -> None:
         """Give reserved blocks back; RequestError if they were given back before."""
-        self._pools[ticket.pool].blocks_of(ticket.model).release(ticket)
+        state = self._pools[ticket.pool]
+        state.blocks_of(ticket.model).release(ticket)
+        state.again = None  # there may be room for somebody who waits
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -292,6 +316,7 @@ class Scheduler:
         by then, if the plan still holds (see `Plan.decision`). Waiting jobs that the policy drops
         end at once. A later plan replaces an earlier one.
         """
+        self._pools.catch_up()
         self._dispatch.plan(self._pools[batch.pool], batch, now, instead)
 
     def planned(self, batch: Batch) -> bool:
@@ -305,6 +330,7 @@ class Scheduler:
 
     def begin(self, batch: Batch, now: float) -> Batch:
         """A step begins only now, because deciding took time; returns it with that start."""
+        self._pools.none_stands()
         return self._pools[batch.pool].begin(batch, now)
 
     def finish(self, batch: Batch, updates: Sequence[Update | NeustreamError], now: float) -> None:
@@ -313,42 +339,24 @@ class Scheduler:
         An error in place of an update fails that job alone, and so does anything that is no
         mapping. A wrong number of results fails all.
         """
-        if len(updates) != len(batch.jobs):
-            text = (
-                f"stage {batch.stage!r} returned {len(updates)} results for {len(batch.jobs)} jobs"
-            )
-            self.fail(batch, StageFailed(text), now)
-            return
-        state = self._pools[batch.pool]
-        state.retire(batch)
-        state.freed[batch.worker] = now
-        self._observe(batch, now)
-        lives = self._lives
-        jobs = cast("tuple[Entry, ...]", batch.jobs)
-        queue = None
-        for job, update, size in zip(jobs, updates, batch.sizes, strict=True):
-            job.status = "waiting"
-            if job.queue is not queue:
-                queue = job.queue
-                queue.change()
-            if job.ending is not None:
-                lives.end(job, *job.ending, now)
-            elif type(update) is dict or isinstance(update, Mapping):
-                lives.move(job, update, size, now)
-                if job.keep:
-                    lives.settle(job, now)
-            else:
-                lives.end(job, "failed", no_update(batch.stage, update), now)
+        self._ends.finish(self._pools[batch.pool], batch, updates, now)
+
+    def stands(self, batch: Batch) -> bool:
+        """Whether a step under way is to run again, as far as its policy said beforehand."""
+        again = self._pools[batch.pool].again
+        return again is not None and again.jobs is batch.jobs
+
+    def foresee(self, batch: Batch, steps: float) -> None:
+        """Say that a step under way, and those of its jobs that follow, return nothing (`{}`).
+
+        `steps`: how many in a row, this one first. Only who drives it may know, in a simulation.
+        What such steps change is worked out together where it can be; nothing else changes by it.
+        """
+        self._dispatch.foresee(self._pools[batch.pool], batch, steps)
 
     def fail(self, batch: Batch, error: BaseException, now: float) -> None:
         """A step failed as a whole: all of its jobs end, with the error as the reason."""
-        self._pools[batch.pool].retire(batch)
-        reason = told(error)
-        for job in cast("tuple[Entry, ...]", batch.jobs):
-            job.status = "waiting"
-            job.queue.change()
-            status, why = job.ending or ("failed", reason)
-            self._lives.end(job, status, why, now)
+        self._ends.fail(self._pools[batch.pool], batch, error, now)
 
     def requeue(self, batch: Batch, now: float, lost: Lost = "nothing") -> None:
         """A step was lost, with its worker maybe: its jobs wait again, from what survives.
@@ -357,15 +365,7 @@ class Scheduler:
         "state" sends all of them back to the start of their graphs, whose outputs then come again
         from 0.
         """
-        state = self._pools[batch.pool]
-        state.retire(batch)
-        state.again = None  # jobs of one stage are at it again, with more steps left
-        for job in cast("tuple[Entry, ...]", batch.jobs):
-            job.status = "waiting"
-            job.queue.change()
-            if job.ending is None:
-                self._lives.lose(job, lost, now)
-            self._lives.settle(job, now)
+        self._ends.requeue(self._pools[batch.pool], batch, now, lost)
 
     def pop_events(self) -> list[Event]:
         """What happened to requests and profiles since the last call, in order."""
@@ -374,20 +374,3 @@ class Scheduler:
             return []
         events, lives.events = lives.events, []
         return events
-
-    # -- inside -----------------------------------------------------------------------------------
-
-    def _observe(self, batch: Batch, now: float) -> None:
-        """Learn from a step that ran, and from what passed between it and the one before."""
-        seconds = now - batch.begun_at
-        state = self._pools[batch.pool]
-        if self._lives.unpromised:
-            state.unpromised = state.unpromised_after(batch, seconds)
-        jobs = cast("tuple[Entry, ...]", batch.jobs)
-        if seconds < batch.expected and all(job.ending for job in jobs):
-            return  # nobody wanted it any more, and it may have been stopped midway
-        corrected = self.times.observe(batch, seconds)
-        if corrected is not None:
-            self._lives.measure_again(corrected)
-            factors = self.times.corrections[corrected]
-            self._lives.events.append(Corrected(corrected, factors, now))

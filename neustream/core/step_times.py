@@ -13,7 +13,7 @@ from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.observed import Correction, Ratios
 from neustream.core.profile import LatencyProfile
-from neustream.core.steps import PhaseProfile, Step
+from neustream.core.steps import PhaseProfile, Step, StepLatency
 from neustream.errors import ProfileError
 
 Value = TypeVar("Value")
@@ -160,15 +160,17 @@ class StepTimes:
         assert first is not None
         profile = self.profiles[first.name]
         if isinstance(profile, PhaseProfile):
-            step = step_of(jobs, sizes)
-            seconds = profile.steps.seconds(step)
-            learns = profile.steps.learns
-            profiled = profile.steps.profiled(step) if learns else seconds
-            return Expected(seconds, profiled, step)
+            return self.of_step(profile.steps, step_of(jobs, sizes))
         seconds = step_latency(self.profiles, jobs, sizes)
         if not self._given:
             return Expected(seconds, seconds)
         return Expected(seconds, step_latency({**self.profiles, **self._given}, jobs, sizes))
+
+    def of_step(self, steps: StepLatency, step: Step) -> Expected:
+        """The same of a step of a language model."""
+        seconds = steps.seconds(step)
+        profiled = steps.profiled(step) if steps.learns else seconds
+        return Expected(seconds, profiled, step)
 
     def as_fast_as(self, before: Mapping[str, float], slower: float) -> bool:
         """Whether steps take as long as by the `speed` of before; if `slower` is more than 1, or

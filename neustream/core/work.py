@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -176,6 +177,7 @@ class Work:
         job.calls_left = found.calls_left
         job.remaining_s = total
         job.next_output_s = total if to_output is None else to_output
+        job.behind_s = math.nan
 
     def _add(self, found: _Found, part: Stage | Stretch, calls: int, job: Entry) -> None:
         """Add the calls of a part that is asked now; of all the first is that which it is at."""
@@ -202,22 +204,28 @@ class Work:
             size = stage.size_of(job)
             if size != job.unit_size:
                 if stage.phase == "decode":
-                    self._longer_context(job, stage, size)
+                    self.longer_context(job, stage, 1, size)
                 else:
                     self.measure(job)
                 return
-        job.calls_left[stage.name] -= 1
-        job.remaining_s -= job.unit_s
-        if not stage.emits:
-            job.next_output_s -= job.unit_s
+        self.calls_done(job, stage, 1)
 
-    def _longer_context(self, job: Entry, stage: Stage, size: float) -> None:
-        """One decode step is done: estimate the remaining ones at the present context length."""
-        left = job.calls_left[stage.name] = job.calls_left[stage.name] - 1
-        before, unit = job.unit_s, self._times.alone(stage, size)
-        job.remaining_s += left * unit - (left + 1) * before
-        if stage.emits:
-            job.next_output_s += unit - before
-        else:
-            job.next_output_s += left * unit - (left + 1) * before
-        job.unit_s, job.unit_size = unit, size
+    def calls_done(self, job: Entry, stage: Stage, calls: int) -> None:
+        """So many rounds of such a loop are done, and the next one is as they were."""
+        job.calls_left[stage.name] -= calls
+        for _ in range(calls):  # a sum is to be the same whether they are told one by one or not
+            job.remaining_s -= job.unit_s
+            if not stage.emits:
+                job.next_output_s -= job.unit_s
+
+    def longer_context(self, job: Entry, stage: Stage, calls: int, size: float) -> None:
+        """Decode steps are done: estimate the remaining ones at the present context length."""
+        left = job.calls_left[stage.name]
+        if math.isnan(job.behind_s):
+            job.behind_s = job.remaining_s - left * job.unit_s
+            job.behind_output_s = job.next_output_s - left * job.unit_s
+        left = job.calls_left[stage.name] = left - calls
+        unit_s = job.unit_s = self._times.alone(stage, size)
+        job.unit_size = size
+        job.remaining_s = job.behind_s + left * unit_s
+        job.next_output_s = unit_s if stage.emits else job.behind_output_s + left * unit_s

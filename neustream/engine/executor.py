@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -116,6 +117,15 @@ class Keeper(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """An executor that knows before they run what steps will return: it only pretends."""
+
+    def quiet(self, batch: Batch) -> float:
+        """How many steps of the jobs of a step in a row, that one first, return nothing (`{}`)."""
+        ...
+
+
 _NOTHING: Update = {}
 
 
@@ -131,6 +141,7 @@ class ProfiledExecutor:
         beside: by when a step starts and how long it takes alone, what it loses to what else the
             process does meanwhile. Seconds.
         outcome: updates of a step's jobs (an end-of-sequence that only the simulation knows).
+        quiet: how many steps return nothing (see `Foreseeing`), where there is an `outcome`.
         alone_s: see `Executor`.
     """
 
@@ -142,6 +153,7 @@ class ProfiledExecutor:
         stretch: Callable[[Batch], float] | None = None,
         beside: Callable[[float, float], float] | None = None,
         outcome: Callable[[Batch], Sequence[Update]] | None = None,
+        quiet: Callable[[Batch], float] | None = None,
         alone_s: float = BRIEF_S,
     ) -> None:
         self._truth = truth
@@ -149,6 +161,7 @@ class ProfiledExecutor:
         self._handover_s = handover_s
         self._stretch = stretch
         self._outcome = outcome
+        self._quiet = quiet
         self.alone_s = alone_s
 
     def start(self, batch: Batch, clock: Clock) -> None:
@@ -160,8 +173,15 @@ class ProfiledExecutor:
         handover = self._handover_s
         if not isinstance(handover, float | int):
             handover = handover[batch.stage]
-        updates = (_NOTHING,) * len(batch.jobs) if self._outcome is None else self._outcome(batch)
+        updates: Sequence[Update] = (_NOTHING,) * len(batch.jobs)
+        if self._outcome is not None and not batch.quiet:
+            updates = self._outcome(batch)
         clock.post(Done(batch, updates), clock.now() + seconds + handover)
+
+    def quiet(self, batch: Batch) -> float:
+        if self._outcome is None:
+            return math.inf
+        return 0 if self._quiet is None else self._quiet(batch)
 
     def release(self, id: str) -> None:
         pass

@@ -50,7 +50,7 @@ class Departures:
         """Members that have no requests any more are gone."""
         if not self._answers:
             return
-        for drive in [drive for drive in self._answers if not drive.scheduler.jobs]:
+        for drive in [drive for drive in self._answers if not drive.scheduler.busy]:
             self._loop.drop(drive)
             self.resolve(self._answers.pop(drive), None)
 

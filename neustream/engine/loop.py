@@ -95,7 +95,7 @@ class Loop:
     @property
     def busy(self) -> bool:
         """Whether there are any."""
-        return any(drive.scheduler.jobs for drive in self.drives)
+        return any(drive.scheduler.busy for drive in self.drives)
 
     def touch(self, drive: Drive) -> None:
         """Something happens to a member: it takes its turn once all events are taken in."""

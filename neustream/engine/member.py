@@ -29,7 +29,7 @@ from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.deciding import Deciding, at_pool
 from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
-from neustream.engine.executor import Executor, Keeper, Stopper
+from neustream.engine.executor import Executor, Foreseeing, Keeper, Stopper
 from neustream.engine.faults import Faults
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
@@ -110,6 +110,11 @@ class Drive:
         self._idle = {pool.name: list(range(pool.seats)) for pool in pools}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._asked = frozenset(member.scheduler.policies)  # pools whose policy is asked
+        self._foreseeing = {  # those whose steps need not be looked at one by one
+            name: executor
+            for name, executor in self.executors.items()
+            if self._looks is None and isinstance(executor, Foreseeing)
+        }
         self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
 
     def serves(self, request: Request) -> bool:
@@ -204,6 +209,8 @@ class Drive:
             failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
             failed.__cause__ = error
             self._clock.post(Done(batch, failed), now)
+        if batch.pool in self._foreseeing and not batch.quiet and self.scheduler.stands(batch):
+            self.scheduler.foresee(batch, self._foreseeing[batch.pool].quiet(batch))
         if self._looks is not None and batch.pool in self._asked:
             self._looks.started(batch, now, executor.alone_s)
 

@@ -22,7 +22,6 @@ from neustream.cluster.simulation import Cluster, Kind, Watcher
 from neustream.cluster.ways import Drawn, Took
 from neustream.config.cluster import ClusterConfig
 from neustream.core.batch import Batch
-from neustream.core.events import Update
 from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
@@ -32,6 +31,7 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import BRIEF_S, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
+from neustream.experiment.ends import Ends
 from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.placements import ground_of
 from neustream.experiment.prepared import Prepared
@@ -72,7 +72,7 @@ class Bench:
     """What a simulated cluster runs on: how steps go, whatever the instance.
 
     Args:
-        factor: how many times as long a step takes; outcome: updates of a step's jobs.
+        factor: how many times as long a step takes; ends: when generations do.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
         decision, call_s: of a decision, of taking a request in at an instance.
         alone_s: steps shorter than that have no decision beside them.
@@ -82,7 +82,7 @@ class Bench:
     def __init__(
         self,
         factor: Callable[[Batch], float],
-        outcome: Callable[[Batch], Sequence[Update]] | None,
+        ends: Ends | None,
         handovers: Mapping[str, float],
         truth: Mapping[str, LatencyProfile],
         decision: DecisionTime,
@@ -92,7 +92,7 @@ class Bench:
         ways: Took | None = None,
     ) -> None:
         self.factor = factor
-        self.outcome = outcome
+        self.ends = ends
         self.handovers = handovers
         self.truth = truth
         self.decision = decision
@@ -111,7 +111,8 @@ class Bench:
             truth,
             handover_s=self.handovers,
             stretch=stretch,
-            outcome=self.outcome,
+            outcome=self.ends,
+            quiet=None if self.ends is None else self.ends.quiet,
             alone_s=self.alone_s,
         )
 

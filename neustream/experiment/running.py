@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.calls import Calls
 from neustream.experiment.clusters import Bench, parted, simulate_cluster
+from neustream.experiment.ends import Ends
 from neustream.experiment.pipelines import Pipeline
 from neustream.experiment.policies import policy_faults
 from neustream.experiment.prepared import Prepared, policy_for
@@ -65,12 +65,12 @@ def simulate(
         return times if took is None else times * took(batch)
 
     generates = prepared.lengths or any(one.kind == "agent" for one in prepared.pipelines)
-    outcome = partial(_outcome, prepared.lengths) if generates else None
+    ends = Ends(prepared.lengths) if generates else None
     real = {} if observed or device is not None else prepared.truth
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
         seconds = costs.decision, costs.call_s
-        bench = Bench(factor, outcome, costs.handovers, real, *seconds, alone_s=costs.alone_s, ways=ways)
+        bench = Bench(factor, ends, costs.handovers, real, *seconds, alone_s=costs.alone_s, ways=ways)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
@@ -82,7 +82,8 @@ def simulate(
         handover_s=costs.handovers,
         stretch=factor,
         beside=beside,
-        outcome=outcome,
+        outcome=ends,
+        quiet=None if ends is None else ends.quiet,
         alone_s=costs.alone_s,
     )
     own = (
@@ -153,15 +154,6 @@ def _on_cluster(
 def _executors(prepared: Prepared, executor: Executor, own: Mapping[str, Executor]) -> list[dict[str, Executor]]:
     """By pool, for each place: its `own`, or `executor`."""
     return [{pool.name: own.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()]
-
-
-def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
-    """Which generations end with the output of this step."""
-    ends = [lengths.get(job.id, job.params.get("ends")) for job in batch.jobs]  # of a pipeline's request None
-    return [
-        {"ended": True} if end is not None and job.call_outputs + 1 >= end else {}
-        for job, end in zip(batch.jobs, ends, strict=True)
-    ]
 
 
 def _noise(pipeline: Pipeline[Experiment]) -> np.random.RandomState:
