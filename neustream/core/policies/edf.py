@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from neustream.core.job import Job
@@ -31,4 +32,6 @@ class EDF:
         )
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
-        return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)
+        paced = any(job.slo.step < math.inf for job in model.decodes)
+        tokens = view.pool.step_tokens
+        return decision(view, model, _deadline, tokens, self.drop_hopeless, lasts=not paced)

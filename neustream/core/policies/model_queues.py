@@ -254,9 +254,21 @@ def _room_for(model: ModelQueues, job: Job, free: int) -> int:
 
 
 def decision(
-    view: View, model: ModelQueues, key: Key, budget: int, drop_hopeless: bool
+    view: View,
+    model: ModelQueues,
+    key: Key,
+    budget: int,
+    drop_hopeless: bool,
+    *,
+    lasts: bool = True,
 ) -> Decision:
-    """`continuous` as a decision, with or without giving up who cannot be in time any more."""
+    """`continuous` as a decision, with or without giving up who cannot be in time any more.
+
+    A step of decodes alone stands if the order of their keys `lasts`: prompts that find no seat or
+    memory now find none before somebody goes.
+    """
     drop = view.hopeless() if drop_hopeless else {}
     jobs, sizes = continuous(view, model, key, budget, list(drop))
-    return Decision(jobs, drop, sizes=sizes)
+    until = math.inf if lasts and not sizes and not drop else -math.inf
+    within = None if drop_hopeless else -math.inf
+    return Decision(jobs, drop, sizes=sizes, until=until, within=within)
