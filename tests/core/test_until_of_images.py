@@ -21,7 +21,7 @@ STREAM = Graph("stream", loop(Stage("unet", max_batch=4, emits=True), times=lamb
 def until(some, now=0.0):
     """Until when `priced` says that its next step stands."""
     pool = some._pools["gpu"]
-    view = some._dispatch._view(pool, now, 0, pool.waiting(0))
+    view = some._dispatch._views.now(pool, now, 0, pool.waiting(0))
     return Priced().decide(view).until
 
 
