@@ -56,6 +56,9 @@ def llm(
         latest = job.state if job.output is None else job.output  # of this call, not of one before it
         return job.call_outputs >= most(job) or bool(latest.get("ended"))
 
+    def expected(job: Job) -> int:
+        return max(most(job) - max(made(job), 1), 0)
+
     def known(job: Job) -> float:
         return float(job.params.get(cached, 0))
 
@@ -69,8 +72,7 @@ def llm(
         known=known,
     )
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
-    left = lambda job: max(most(job) - max(made(job), 1), 0)  # noqa: E731
-    more = loop(decode, until=ended, expect=left, steady=True)
+    more = loop(decode, until=ended, expect=expected, steady=True)
     return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)
 
 
