@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
@@ -54,14 +55,31 @@ class Demand:
         return cls(job.arrival, budget, job.weight, calls, job.slo.first, job.slo.step)
 
 
+class Missed(NamedTuple):
+    """A request was not on time, at an instant, of some weight."""
+
+    at: float
+    weight: float
+
+
 class Recent:
-    """The demand of the latest requests, the lengths of generations by model, what graphs did."""
+    """The demand of the latest requests, the lengths of generations by model, what graphs did.
+
+    Attributes:
+        missed: the latest requests that broke a promise, or were given up, in the order they ended.
+    """
 
     def __init__(self) -> None:
         self.seen = Seen()
         self.lengths: dict[str, Lengths] = {}
         self._demands: deque[Demand] = deque(maxlen=RECENT)
         self._tuple: tuple[Demand, ...] | None = ()
+        self.missed: deque[Missed] = deque(maxlen=RECENT)
+
+    def ended(self, job: Job, now: float) -> None:
+        """A request is over."""
+        if job.promised and job.status != "cancelled" and not job.on_time:
+            self.missed.append(Missed(now, job.weight))
 
     def add(self, demand: Demand) -> None:
         self._demands.append(demand)

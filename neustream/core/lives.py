@@ -369,6 +369,7 @@ class Lives:
             own = state.maps[0] if isinstance(state, ChainMap) else {}
             self.forks.ended(job, status, own, now)
         else:
+            self._recent.ended(job, now)
             self.events.append(ended(job, now))
 
     def forget(self, job: Entry) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from neustream.core.batch import Batch
-from neustream.core.demand import Demand
+from neustream.core.demand import Demand, Missed
 from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
@@ -97,6 +97,7 @@ class View:
             are absent.
         running: the steps under way on the pool's other workers.
         recent: what the latest requests to any pool asked for, in the order they came.
+        missed: the latest requests that were not on time.
         speed: how many times their expected latency the steps of a stage usually take (1 where none
             has run): a phase that ends soon does not count. `spread` has the distribution.
         free: blocks of each KV cache of the pool that nobody holds, by model.
@@ -125,6 +126,7 @@ class View:
     live: Mapping[str, Job] = field(default_factory=dict)
     pool_of: Callable[[str], Pool | None] = nobody
     memo: MutableMapping[Any, Any] = field(default_factory=dict)
+    missed: Sequence[Missed] = ()
 
     @property
     def jobs(self) -> list[Job]:

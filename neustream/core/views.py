@@ -43,6 +43,7 @@ class Views:
             live=self._lives.jobs,
             pool_of=self._served_by,
             memo=state.memo,
+            missed=recent.missed,
         )
 
     def after(self, state: PoolState, batch: Batch, ahead: Forecast, over_at: float) -> View:
@@ -66,6 +67,7 @@ class Views:
             live=self._lives.jobs,
             pool_of=self._served_by,
             memo=state.memo,
+            missed=recent.missed,
         )
 
     def _served_by(self, stage: str) -> Pool | None:

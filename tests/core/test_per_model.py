@@ -61,8 +61,11 @@ def texts(count, gap, outputs, first, step, models=("chat",), start=0.0):
     return [(models[at % len(models)], start + at * gap, SLO(first=first, step=step), params) for at in range(count)]
 
 
-def serve(policy, *loads, per_image=0.0, steps=STEPS, blocks=0):
-    """What became of the requests, by kind: kept, lost (it ran, and not every promise was kept), refused."""
+def serve(policy, *loads, per_image=0.0, steps=STEPS, blocks=0, told=None):
+    """What became of the requests, by kind: kept, lost (it ran, and not every promise was kept), refused.
+
+    `told`: called with the end of each.
+    """
     asked = sorted([one for load in loads for one in load], key=lambda one: one[1])
     models = {name for name, *_ in asked}
     graphs = {name: Graph(name, llm(name)) for name in models - {"unet"}}
@@ -82,6 +85,8 @@ def serve(policy, *loads, per_image=0.0, steps=STEPS, blocks=0):
             case Started(step=step):
                 ran.update(step.ids)
             case Ended(id=id, on_time=on_time):
+                if told is not None:
+                    told(record)
                 what = "kept" if on_time else "lost" if id in ran else "refused"
                 came[f"{id.partition('-')[0]}s {what}"] += 1
 
@@ -152,6 +157,57 @@ def test_a_flood_of_texts_costs_no_image_that_began():
     edf = serve(EDF(), *loads, steps=steps)
     assert "images lost" not in ours and edf["images lost"] == 11
     assert ours["images kept"] + ours["texts kept"] > 5 * (edf["images kept"] + edf["texts kept"])
+
+
+# -- more kinds than the device is enough for -------------------------------------------------------
+
+CROWD = images(400, 0.15, 10, 0.9), texts(60, 1.0, 100, 2.0, 0.08, models=("chat", "code"))
+"""A decode of 0.05 s is due each 0.08 s as long as one text of a model lives, which is eight seconds: both models
+together need more than the device, and an image beside one of them has no time for its ten steps."""
+
+
+def test_of_kinds_that_keep_each_other_out_the_device_is_for_those_that_bring_most():
+    assert serve(Priced(), CROWD[0]) == {"images kept": 400}
+    assert serve(Priced(), CROWD[1][::2]) == {"texts kept": 30} == serve(Priced(), CROWD[1][1::2])
+    served = serve(Priced(), *CROWD)
+    everybody = serve(PerModel(TokenDeadlines(), PricedSteps()), *CROWD)
+    assert served["images kept"] > 350 and everybody["images kept"] + everybody["texts kept"] < 170
+    assert served["texts lost"] < 25, "those that had begun before it was known what comes"
+
+
+def test_texts_are_served_again_when_fewer_images_come():
+    calm = texts(40, 1.0, 20, 2.0, 0.08, start=70.0), images(40, 1.0, 2, 0.9, start=70.5)
+    alone = serve(Priced(), *CROWD)
+    served = serve(Priced(), *CROWD, *calm)
+    assert served == {**alone, "images kept": alone["images kept"] + 40, "texts kept": alone.get("texts kept", 0) + 40}
+
+
+def test_the_device_is_for_all_as_long_as_little_is_lost():
+    """Both need nearly all of it, and more than all by what is known of a burst."""
+    loads = images(40, 0.5, 10, 3.0), texts(60, 0.25, 20, 1.0, 0.2)
+    assert serve(Priced(), *loads) == {"images kept": 40, "texts kept": 60}
+
+
+def test_who_waits_for_a_model_that_the_device_is_not_for_is_told_so():
+    reasons = Counter()
+    serve(Priced(), *CROWD, told=lambda record: reasons.update([record.reason]))
+    told = [reason for reason in reasons if "others bring more in time" in reason]
+    assert sum([reasons[reason] for reason in told]) > 40
+    assert {reason.partition(":")[0] for reason in told} == {"hopeless", "shed"}
+
+
+def test_a_text_that_finds_no_memory_beside_other_kinds_is_told_so():
+    """It was hopeless in the end, as those who run were expected to fill the memory."""
+    running = [ask(f"old-{at}", most=300, first=0.5, step=0.5) for at in range(4)]
+    new = ask("new", most=300, first=0.5, step=0.5)
+    lax = by_deadlines([(100.0, 1.0)])
+    for blocks, why in ((80, True), (200, False)):
+        scheduler = scheduler_with(running, [new], ends=[300] * 20, blocks=blocks)
+        waits = TokenDeadlines().decide(replace(seen(scheduler, 0.0), reserved=lax))
+        assert ("new" in ids(waits.jobs)) is not why and not waits.drop
+        gone = TokenDeadlines().decide(replace(seen(scheduler, 0.495), reserved=lax)).drop
+        (reason,) = gone.values()
+        assert reason.startswith("hopeless: its next output needs") and ("fill the KV cache" in reason) is why
 
 
 gaps = st.sampled_from([0.1, 0.25, 0.5, 1.0])

@@ -261,11 +261,15 @@ class Horizon:
 
         `ahead`: seconds of a step before that, which counts where device time is reserved.
         """
-        if (load.kept > self.units).any():
+        if not self.keeps(load):
             return False
         if self.reserved:
             return self.reserved.leaves(list(self.demand(load, ahead)))
         return bool((self.spent(load) <= load.time + TICK).all())
+
+    def keeps(self, load: Load) -> bool:
+        """Whether there is memory for all of a load."""
+        return not (load.kept > self.units).any()
 
     def keeps_others(self, load: Load) -> bool:
         """Whether what is reserved for others is left to them by a load, if it is late or not."""

@@ -12,6 +12,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.observed import ENOUGH
 from neustream.core.policy import Decision, View
 from neustream.core.steps import PhaseProfile, Step, StepLatency
+from neustream.core.types import TICK
 
 Key = Callable[[Job], float]
 
@@ -138,6 +139,13 @@ def latest_start(job: Job) -> tuple[float, float]:
         return math.inf, job.joined_at
     start = min(job.due - job.remaining_s, job.due_next - job.next_output_s)
     return start, job.joined_at
+
+
+def out_of_time(view: View, job: Job) -> float:
+    """When a job that waits will have no hope any more."""
+    due = min(job.due, job.due_next)
+    latest = due - job.remaining_s + 2 * TICK
+    return latest if latest > view.now else due + 2 * TICK
 
 
 def _one(

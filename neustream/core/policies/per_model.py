@@ -9,19 +9,22 @@ after which every other promise can still be kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
+from neustream.core.policies.device_for import begun, not_for
 from neustream.core.policies.edf import EDF
-from neustream.core.policies.model_queues import at_decode, by_model, latest_start
+from neustream.core.policies.model_queues import at_decode, by_model, latest_start, out_of_time
 from neustream.core.policies.promised import promised_steps, promised_tokens
 from neustream.core.policies.way_ahead import applies, go_on
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
 from neustream.errors import ConfigError
+
+_OTHERS = "the device is not enough for all models, and others bring more in time"
 
 
 def check_background(name: str, background: float) -> None:
@@ -59,11 +62,16 @@ class PerModel:
         rest: for all other stages.
         background: share of the device's time that jobs without a promise get at least while some
             of them wait (`background.py`).
+        chooses: whether the device is for some language models alone where much is lost because it
+            is not enough for all (`device_for.py`). Requests to the others then wait until there is
+            no hope for them; those of them that have begun are given up as soon as somebody waits
+            whom the device is for.
     """
 
     llm: Policy
     rest: Policy
     background: float = 0.05
+    chooses: bool = False
 
     def __post_init__(self) -> None:
         check_background("per_model", self.background)
@@ -73,6 +81,38 @@ class PerModel:
 
     def _promised(self, view: View) -> Decision:
         kinds = by_model(view)
+        out = not_for(view, kinds) & kinds.keys() if self.chooses else frozenset()
+        if out and not applies(view):
+            return self._without(view, kinds, out)
+        return self._of_all(view, kinds)
+
+    def _without(self, view: View, kinds: Mapping[str, View], out: Set[str]) -> Decision:
+        """What is decided where the device is not for some language models."""
+        served = [job for label, part in kinds.items() if label not in out for job in part.jobs]
+        others_wait = not all(map(begun, served))
+        drop: dict[Job, str] = {}
+        aside: set[Job] = set()
+        for label in out:
+            late = kinds[label].hopeless()
+            for job in kinds[label].jobs:
+                if not begun(job):
+                    aside.add(job)
+                    if job in late:
+                        drop[job] = f"{late[job]}; {_OTHERS}"
+                elif others_wait:
+                    aside.add(job)
+                    drop[job] = f"shed: {_OTHERS}"
+        left = _left(view, aside)
+        made = Decision() if left is None else self._of_all(left, by_model(left))
+        drop |= made.drop
+        if made.jobs:
+            return replace(made, drop=drop, until=-math.inf)
+        waits = [out_of_time(view, job) for job in aside if job not in drop]
+        if made.wake_at is not None:
+            waits.append(made.wake_at)
+        return Decision(drop=drop, wake_at=min(waits, default=None))
+
+    def _of_all(self, view: View, kinds: Mapping[str, View]) -> Decision:
         label = next(iter(kinds), "")
         if label and len(kinds) == 1:
             return self.llm.decide(view)
@@ -111,6 +151,16 @@ class PerModel:
     def rule(self, label: str) -> Policy:
         """The rule for a language model, by its name, or for all other stages."""
         return self.llm if label else self.rest
+
+
+def _left(view: View, without: Set[Job]) -> View | None:
+    """The view without some jobs; None if there are no others."""
+    queues = {}
+    for name, queue in view.queues.items():
+        some = [job for job in queue if job not in without]
+        if some:
+            queues[name] = some
+    return replace(view, queues=queues) if queues else None
 
 
 def _lost(view: View, seconds: float, jobs: Sequence[Job], drop: Mapping[Job, str]) -> float:

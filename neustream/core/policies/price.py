@@ -18,7 +18,7 @@ MOVED = 0.05
 """Share by which the speed of a stage has to move for costs to be computed anew."""
 
 
-class _Cost(NamedTuple):
+class Cost(NamedTuple):
     """What a request costs a pool.
 
     `charge`: seconds, at least, were all of its budget used. `slack`: seconds that it could wait
@@ -38,7 +38,7 @@ class _Known(NamedTuple):
     key: Hashable
     speeds: Mapping[str, float]
     recent: tuple[Demand, ...]
-    costs: Mapping[Demand, _Cost]
+    costs: Mapping[Demand, Cost]
     price: float
     value: float
     filled: float
@@ -71,6 +71,11 @@ def value_of(view: View) -> float:
 def filled(view: View) -> float:
     """The part of the time that recent requests' charges fill, at most 1; 0 in a first burst."""
     return _known(view).filled
+
+
+def recent_costs(view: View) -> Mapping[Demand, Cost]:
+    """What each of the recent requests but the first costs the pool."""
+    return _known(view).costs
 
 
 def some_are_blocked(view: View) -> bool:
@@ -112,7 +117,7 @@ def _known(view: View) -> _Known:
     profiles = tuple([profile_key(view.profiles[name]) for name in stages])
     key = (stages, profiles, view.pool.workers)
     speeds: Mapping[str, float] = {name: view.speed.get(name, 1.0) for name in stages}
-    costs: Mapping[Demand, _Cost] = {}
+    costs: Mapping[Demand, Cost] = {}
     if known is not None and known.key == key and not _moved(known.speeds, speeds):
         if known.recent is view.recent:
             known = view.memo[_Known] = known._replace(seen=seen)
@@ -136,7 +141,7 @@ def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
     return any(abs(speed - before[name]) > MOVED * before[name] for name, speed in now.items())
 
 
-def _prices(view: View, costs: Mapping[Demand, _Cost]) -> tuple[float, float, float]:
+def _prices(view: View, costs: Mapping[Demand, Cost]) -> tuple[float, float, float]:
     """Price, value and the part of the time that is filled.
 
     Price and part are 0 before the recent requests are some, and longer than a burst. In a burst
@@ -176,7 +181,7 @@ class _Device:
         self._speeds = speeds
         self._calls: dict[tuple[str, float], float] = {}
 
-    def cost(self, demand: Demand) -> _Cost:
+    def cost(self, demand: Demand) -> Cost:
         """What a request costs."""
         speeds, away = self._speeds, False
         once = looped = alone = step = 0.0
@@ -193,8 +198,8 @@ class _Device:
                 once += calls.count * call
         charge = self._charge(demand, once, looped)
         if away:
-            return _Cost(charge, math.inf, math.inf, step)
-        return _Cost(charge, demand.budget - alone, alone, step)
+            return Cost(charge, math.inf, math.inf, step)
+        return Cost(charge, demand.budget - alone, alone, step)
 
     def _charge(self, demand: Demand, once: float, looped: float) -> float:
         """Seconds of this pool that a request costs at least, were all of its budget used.

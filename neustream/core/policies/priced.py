@@ -62,7 +62,9 @@ class Priced:
 
     The steps of a language model follow a rule of their own with the same aims
     (`token_deadlines.py`, whose parameters are `tokens`). Where both kinds are in one pool, each
-    rule promises only what the other one's promises leave of the device (`per_model.py`). Of
+    rule promises only what the other one's promises leave of the device (`per_model.py`). Where the
+    device is not enough for all kinds, and much is lost, it is for those language models alone, and
+    those images beside them, that bring most weight by the second (`device_for.py`). Of
     requests that go through several pools, with nothing promised but their end, the whole way
     counts (`whole_way.py`).
 
@@ -88,7 +90,8 @@ class Priced:
     @cached_property
     def _rules(self) -> PerModel:
         tokens = WholeWay(self.tokens)
-        return PerModel(tokens, PricedSteps(self.price, self.gain), self.background)
+        steps = PricedSteps(self.price, self.gain)
+        return PerModel(tokens, steps, self.background, chooses=True)
 
     def decide(self, view: View) -> Decision:
         return self._rules.decide(view)

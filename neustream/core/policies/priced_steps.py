@@ -16,7 +16,7 @@ from neustream.core.policies.feasibility import Line
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.lasting import lasting
 from neustream.core.policies.line_up import WEIGHED, LineUp, blocking, line_up
-from neustream.core.policies.model_queues import ModelQueues, split_by_model
+from neustream.core.policies.model_queues import ModelQueues, out_of_time, split_by_model
 from neustream.core.policies.next_step import (
     can_encode_later,
     can_wait,
@@ -30,7 +30,6 @@ from neustream.core.policies.price import price_of
 from neustream.core.policies.several import Lines
 from neustream.core.policy import Decision, View
 from neustream.core.reserved import NOTHING
-from neustream.core.types import TICK
 
 CHANGES = 8
 """Admissions and exchanges in one decision, beyond those that fit all at once."""
@@ -65,7 +64,7 @@ class PricedSteps:
         out = drop.keys() | aside.keys()
         jobs = line_up(view, out, partial(self._least, view))
         if not jobs.jobs:
-            waits = [min(until, _out_of_time(view, job)) for job, until in aside.items()]
+            waits = [min(until, out_of_time(view, job)) for job, until in aside.items()]
             return Decision(ending(view, jobs), drop, min(waits, default=None))
         started = committed(jobs)
         if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
@@ -305,13 +304,6 @@ def _for_many(
         return None
     found, _ = first_that_fit(jobs, others, queue, known=count)
     return found if line.batch(found) > size else None
-
-
-def _out_of_time(view: View, job: Job) -> float:
-    """When a job that waits will have no hope any more."""
-    due = min(job.due, job.due_next)
-    latest = due - job.remaining_s + 2 * TICK
-    return latest if latest > view.now else due + 2 * TICK
 
 
 def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:

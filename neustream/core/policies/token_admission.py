@@ -229,25 +229,43 @@ def _by_deadline(plan: StepPlan) -> list[Job]:
     return jobs
 
 
+def _beside(plan: StepPlan, new: Sequence[Job]) -> Horizon:
+    """What those who run, and some more, need to their ends beside what others were promised."""
+    model, memory = plan.model, plan.model.memory
+    label = f"{model.label}.decode"
+    most = max([job.calls_left.get(label, 1) for job in (*plan.alive, *new)], default=1)
+    return Horizon(
+        model,
+        points_to_end(most),
+        margin=plan.margin - 1,
+        units=math.inf if memory is None else memory.capacity * plan.rule.memory,
+        block=0 if memory is None else memory.block_size,
+        reserved=plan.view.reserved,
+    )
+
+
+def without_memory(plan: StepPlan) -> dict[Job, str]:
+    """The reasons of those that are dropped and have no memory by `Beside` with those who run."""
+    if not plan.drop or not plan.alive or plan.model.memory is None or not plan.view.reserved:
+        return {}
+    jobs = list(plan.drop)
+    horizon = _beside(plan, jobs)
+    running = horizon.rows(plan.alive, running=True).total()
+    rows = horizon.rows(jobs, running=False)
+    told = {}
+    for index, job in enumerate(jobs):
+        if not horizon.keeps(running + rows.one(index)):
+            told[job] = f"{plan.drop[job]}; those who run are expected to fill the KV cache"
+    return told
+
+
 class Beside:
     """A prompt is taken in if all who run and it fit into what is left by others' promises."""
 
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
         self.waiting = _some(plan)
-        view, model = plan.view, plan.model
-        label, memory = f"{model.label}.decode", model.memory
-        most = max(
-            [job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1
-        )
-        self._horizon = Horizon(
-            model,
-            points_to_end(most),
-            margin=plan.margin - 1,
-            units=math.inf if memory is None else memory.capacity * plan.rule.memory,
-            block=0 if memory is None else memory.block_size,
-            reserved=view.reserved,
-        )
+        self._horizon = _beside(plan, self.waiting)
         rows = self._horizon.rows(self.waiting, running=False)
         self._rows = rows
         self._rows_of = [rows.one(index) for index in range(len(self.waiting))]

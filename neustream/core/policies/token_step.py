@@ -16,6 +16,7 @@ from neustream.core.policies.model_queues import ModelQueues, has_progress, in_p
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_admission import without_memory
 from neustream.core.policies.token_again import LONGER, until
 from neustream.core.policies.token_calm import calm
 from neustream.core.policies.token_company import waits
@@ -119,6 +120,7 @@ class StepPlan:
             self.calm = calm(self)
             if not self.calm:
                 self._shed_doomed()
+        self.drop |= without_memory(self)
 
     def _error(self) -> float:
         """By how much single steps usually miss what was expected of them, as a share."""
