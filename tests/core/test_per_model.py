@@ -35,9 +35,11 @@ from neustream import (
     VirtualClock,
     loop,
 )
+from neustream.core.demand import Missed
 from neustream.core.events import Ended
 from neustream.core.kv_cache import KVCache
 from neustream.core.policies import NeuStreamLLM, PricedSteps, TokenDeadlines
+from neustream.core.policies.device_for import not_for
 from neustream.core.reserved import NOTHING, Reserved, by_deadlines, by_pace
 from neustream.core.steps import StepProfile
 from neustream.engine.events import Started
@@ -186,6 +188,25 @@ def test_the_device_is_for_all_as_long_as_little_is_lost():
     """Both need nearly all of it, and more than all by what is known of a burst."""
     loads = images(40, 0.5, 10, 3.0), texts(60, 0.25, 20, 1.0, 0.2)
     assert serve(Priced(), *loads) == {"images kept": 40, "texts kept": 60}
+
+
+def test_texts_of_one_output_need_no_decode():
+    """Many come with promises that nobody could keep: what they need is looked at after their losses."""
+    hopeless = texts(30, 0.2, 1, 0.001, math.inf, models=("chat", "code"))
+    assert serve(Priced(), images(20, 0.5, 2, 3.0, start=1.0), hopeless)["images kept"] == 20
+    kept = serve(Priced(), CROWD[0], texts(60, 1.0, 1, 2.0, 0.08, models=("chat", "code")))
+    assert kept["texts kept"] > 50 and kept["images kept"] > 350
+
+
+def test_there_is_no_choice_where_a_part_of_a_model_is_served_elsewhere():
+    view = seen(one_of_each(), 0.1, pool="gpu")
+    later = [replace(demand, at=0.5) for demand in view.recent]
+    lost = replace(view, now=1.0, recent=(*view.recent, *later * 20), missed=[Missed(0.9, 1.0)] * 38, memo={})
+    assert not_for(lost, {}) == {"chat"}
+    stages = tuple(name for name in view.pool.stages if name != "chat.decode")
+    profiles = {name: view.profiles[name] for name in stages}
+    apart = replace(lost, pool=replace(view.pool, stages=stages), profiles=profiles, memo={})
+    assert not not_for(apart, {})
 
 
 def test_who_waits_for_a_model_that_the_device_is_not_for_is_told_so():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -43,7 +44,7 @@ class Gate:
 
     def decide(self, view):
         if self.most is None or any(job.outputs < self.most for job in view.jobs):
-            return self._rule.decide(view)
+            return replace(self._rule.decide(view), until=-math.inf)  # this one is asked each time
         return Decision([], wake_at=view.now + 0.005)
 
 

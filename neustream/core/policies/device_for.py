@@ -16,7 +16,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from neustream.core.demand import Demand
+from neustream.core.demand import Calls, Demand
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
 from neustream.core.policies.price import recent_costs
@@ -34,6 +34,7 @@ MOST = 5
 """Language models in one pool up to which there is a choice: all sets of them are compared."""
 LONGER = 0.05
 """Share of the span of the recent requests after which it is found anew what they need."""
+NO_CALLS = Calls(0, False, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,14 @@ def _weight(view: View, started: bool) -> float:
 
 
 def _several(view: View) -> bool:
-    """Whether a pool serves a language model, and something else."""
+    """Whether a pool serves the whole of a language model, and something else."""
     known: tuple[tuple[str, ...], bool] | None = view.memo.get(_several)
     if known is None or known[0] != view.pool.stages:
         kinds = {_model_at(view, stage) for stage in view.pool.stages}
-        known = view.memo[_several] = view.pool.stages, 1 < len(kinds) <= MOST + 1
+        models = [label for label in kinds if label]
+        phases = [f"{label}.{phase}" for label in models for phase in ("prefill", "decode")]
+        whole = set(phases) <= set(view.pool.stages)
+        known = view.memo[_several] = view.pool.stages, whole and 1 < len(kinds) <= MOST + 1
     return known[1]
 
 
@@ -191,6 +195,11 @@ class _Images:
         return in_time * min(1.0, (1 - share) / self._share) if self._share else in_time
 
 
+def _calls(demand: Demand, stage: str) -> Calls:
+    """Of a stage: a text of one output has no decode."""
+    return demand.calls.get(stage, NO_CALLS)
+
+
 class _Model:
     """What a language model needs, by the latest requests to it.
 
@@ -205,10 +214,10 @@ class _Model:
         self.label = label
         self._steps = profile.steps
         self._speeds = view.speed.get(prefill, 1.0), view.speed.get(decode, 1.0)
-        most = fmean([demand.calls[decode].count for demand in some])
+        most = fmean([_calls(demand, decode).count for demand in some])
         lengths = view.lengths.get(label) or Lengths()
-        self._outputs = float(lengths.joined(np.array([most]), most)[0][0])
-        self._prompt = fmean([demand.calls[prefill].size for demand in some])
+        self._outputs = float(lengths.joined(np.array([most]), most)[0][0]) if most else 0.0
+        self._prompt = fmean([_calls(demand, prefill).size for demand in some])
         # those that are promised their end alone have the pace that comes to it
         paces = [min(one.step, one.budget / max(self._outputs, 1.0)) for one in some]
         self._pace = median(paces)
