@@ -198,7 +198,10 @@ def test_status_of_what_is_no_cluster_is_an_error_with_its_address(answer, said)
         ({"cluster": {"instances": 2, "address": "auto", "name": "a b"}}, "name must be letters, digits"),
         ({"cluster": {"instances": 2, "lease_s": 9}}, "lease_s 9 is of instances with a name: give name, too"),
         ({"device": "cuda:1"}, "device 'cuda:1': instances of a cluster get theirs; allowed: cpu, cuda"),
-        ({"kind": "vllm", "path": "x", "tokenizer": None}, "kind vllm has an engine of its own; a cluster has text, image"),
+        (
+            {"kind": "vllm", "path": "x", "tokenizer": None},
+            "kind vllm has an engine of its own; a cluster has text, image",
+        ),
         ({"kind": "agent", "graph": "a:b"}, "kind agent has tools in this process; a cluster has text, image"),
     ],
 )
