@@ -12,9 +12,10 @@ from toys import Flat, adds_up, command, squash
 from neustream import BackendError, ConfigError, Graph, KVCache, serve
 from neustream.backends import Wanted
 from neustream.backends.serving import Session
+from neustream.backends.tokenizer import tokenizer_in
 from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.from_config import byte_tokenizer, make
-from neustream.backends.transformers.processors import processor_in, tokenizer_in
+from neustream.backends.transformers.processors import processor_in
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
 from neustream.experiment import pipeline_of

@@ -29,11 +29,12 @@ def text_mount(config: ModelConfig, failed: dict[str, str]) -> Mount:
     from transformers import AutoConfig
 
     from neustream.backends.options import options_of
+    from neustream.backends.tokenizer import tokenizer_in
     from neustream.backends.torch import device_of, dtype_of
     from neustream.backends.transformers import TextMount
     from neustream.backends.transformers.adapted import with_adapters
     from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
-    from neustream.backends.transformers.processors import class_of, processor_for, processor_in, tokenizer_in
+    from neustream.backends.transformers.processors import class_of, processor_for, processor_in
 
     if config.path is not None:
         folder = folder_of(config.path)
@@ -90,7 +91,7 @@ def vllm_model(
     config: ModelConfig, policy: dict[str, Any], clock: Clock, observer: Observer, fallback_ttft_ms: float
 ) -> Model:
     """A language model in an engine of vLLM's own. `policy`: its name and parameters."""
-    from neustream.backends.transformers.processors import tokenizer_in
+    from neustream.backends.tokenizer import tokenizer_in
     from neustream.backends.vllm.served import engine_of
 
     assert config.path is not None

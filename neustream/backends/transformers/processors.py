@@ -16,11 +16,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from neustream.backends.tokenizer import tokenizer_in
 from neustream.backends.transformers.eyes import image_token
 from neustream.errors import BackendError, told
 
@@ -34,17 +34,6 @@ def class_of(config: Any) -> Any:
     return AutoModelForImageTextToText if sees or kind not in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForCausalLM
 
 
-def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer that a folder has; BackendError if it has none: transformers makes one without words then."""
-    try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a damaged file ends in whatever reads it
-        raise BackendError(f"the tokenizer in {str(folder)!r} cannot be made: {told(error)}") from error
-    if len(found) <= len(found.all_special_tokens):
-        raise BackendError(f"{str(folder)!r} has no tokenizer: give tokenizer: a folder that has one, or bytes")
-    return found
-
-
 def processor_in(folder: Path, model: PreTrainedModel) -> Any:
     """The processor that a checkpoint has; of a model without eyes, its tokenizer.
 
@@ -54,7 +43,7 @@ def processor_in(folder: Path, model: PreTrainedModel) -> Any:
         return tokenizer_in(folder)
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
+    except Exception as error:  # a damaged file ends in whatever reads it
         raise BackendError(
             f"the processor in {str(folder)!r} cannot be made: {told(error)}; for texts only, name the folder as its "
             "tokenizer"
