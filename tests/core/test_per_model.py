@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ import pytest
 from hand import Hand, ids, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images_and_texts import STEP_S, images, one_of_each, serve, texts
 from texts_by_hand import ask, scheduler_with
 
 from neustream import (
@@ -20,83 +20,18 @@ from neustream import (
     SLO,
     ConfigError,
     Decision,
-    Engine,
     Graph,
     LinearProfile,
-    Member,
     NeuStream,
     PerModel,
-    Pool,
     Priced,
-    ProfiledExecutor,
     Request,
-    Scheduler,
     Stage,
-    VirtualClock,
     loop,
 )
-from neustream.core.demand import Missed
-from neustream.core.events import Ended
-from neustream.core.kv_cache import KVCache
 from neustream.core.policies import NeuStreamLLM, PricedSteps, TokenDeadlines
-from neustream.core.policies.device_for import not_for
 from neustream.core.reserved import NOTHING, Reserved, by_deadlines, by_pace
 from neustream.core.steps import StepProfile
-from neustream.engine.events import Started
-from neustream.graphs import llm, llm_profiles
-
-STEP_S = 0.05
-"""Seconds of every step, of images and of texts, in batches of any size."""
-STEPS = StepProfile(
-    "llm", LinearProfile("prefill", base=STEP_S, max_batch=999), LinearProfile("decode", base=STEP_S, max_batch=999)
-)
-
-
-def images(count, gap, steps, total, start=0.0):
-    """Images of so many steps, one each `gap` seconds, within `total` seconds each."""
-    return [("unet", start + at * gap, SLO(total=total), {"steps": steps}) for at in range(count)]
-
-
-def texts(count, gap, outputs, first, step, models=("chat",), start=0.0):
-    """Texts of so many outputs, of the models in turn."""
-    params = {"prompt_tokens": 16, "max_tokens": outputs}
-    return [(models[at % len(models)], start + at * gap, SLO(first=first, step=step), params) for at in range(count)]
-
-
-def serve(policy, *loads, per_image=0.0, steps=STEPS, blocks=0, told=None):
-    """What became of the requests, by kind: kept, lost (it ran, and not every promise was kept), refused.
-
-    `told`: called with the end of each.
-    """
-    asked = sorted([one for load in loads for one in load], key=lambda one: one[1])
-    models = {name for name, *_ in asked}
-    graphs = {name: Graph(name, llm(name)) for name in models - {"unet"}}
-    graphs["unet"] = Graph("image", loop(Stage("unet", 64), times=lambda job: job.params["steps"]))
-    unet = LinearProfile("unet", base=STEP_S, per_job=per_image, max_batch=64)
-    profiles = {"unet": unet}
-    for name in sorted(models - {"unet"}):
-        profiles |= llm_profiles(name, steps)
-    requests = [
-        Request(f"{'image' if name == 'unet' else 'text'}-{number}", graphs[name], at, slo, params)
-        for number, (name, at, slo, params) in enumerate(asked)
-    ]
-    came, ran = Counter(), set()
-
-    def see(record):
-        match record:
-            case Started(step=step):
-                ran.update(step.ids)
-            case Ended(id=id, on_time=on_time):
-                if told is not None:
-                    told(record)
-                what = "kept" if on_time else "lost" if id in ran else "refused"
-                came[f"{id.partition('-')[0]}s {what}"] += 1
-
-    caches = {"chat": KVCache(blocks, 16)} if blocks else {}
-    scheduler = Scheduler([Pool("gpu", tuple(profiles), kv_caches=caches)], policy, profiles)
-    Engine(Member(scheduler, {"gpu": ProfiledExecutor()}), VirtualClock(), [see]).run(requests)
-    return dict(came)
-
 
 # -- both kinds at once ----------------------------------------------------------------------------
 
@@ -161,62 +96,6 @@ def test_a_flood_of_texts_costs_no_image_that_began():
     assert ours["images kept"] + ours["texts kept"] > 5 * (edf["images kept"] + edf["texts kept"])
 
 
-# -- more kinds than the device is enough for -------------------------------------------------------
-
-CROWD = images(400, 0.15, 10, 0.9), texts(60, 1.0, 100, 2.0, 0.08, models=("chat", "code"))
-"""A decode of 0.05 s is due each 0.08 s as long as one text of a model lives, which is eight seconds: both models
-together need more than the device, and an image beside one of them has no time for its ten steps."""
-
-
-def test_of_kinds_that_keep_each_other_out_the_device_is_for_those_that_bring_most():
-    assert serve(Priced(), CROWD[0]) == {"images kept": 400}
-    assert serve(Priced(), CROWD[1][::2]) == {"texts kept": 30} == serve(Priced(), CROWD[1][1::2])
-    served = serve(Priced(), *CROWD)
-    everybody = serve(PerModel(TokenDeadlines(), PricedSteps()), *CROWD)
-    assert served["images kept"] > 350 and everybody["images kept"] + everybody["texts kept"] < 170
-    assert served["texts lost"] < 25, "those that had begun before it was known what comes"
-
-
-def test_texts_are_served_again_when_fewer_images_come():
-    calm = texts(40, 1.0, 20, 2.0, 0.08, start=70.0), images(40, 1.0, 2, 0.9, start=70.5)
-    alone = serve(Priced(), *CROWD)
-    served = serve(Priced(), *CROWD, *calm)
-    assert served == {**alone, "images kept": alone["images kept"] + 40, "texts kept": alone.get("texts kept", 0) + 40}
-
-
-def test_the_device_is_for_all_as_long_as_little_is_lost():
-    """Both need nearly all of it, and more than all by what is known of a burst."""
-    loads = images(40, 0.5, 10, 3.0), texts(60, 0.25, 20, 1.0, 0.2)
-    assert serve(Priced(), *loads) == {"images kept": 40, "texts kept": 60}
-
-
-def test_texts_of_one_output_need_no_decode():
-    """Many come with promises that nobody could keep: what they need is looked at after their losses."""
-    hopeless = texts(30, 0.2, 1, 0.001, math.inf, models=("chat", "code"))
-    assert serve(Priced(), images(20, 0.5, 2, 3.0, start=1.0), hopeless)["images kept"] == 20
-    kept = serve(Priced(), CROWD[0], texts(60, 1.0, 1, 2.0, 0.08, models=("chat", "code")))
-    assert kept["texts kept"] > 50 and kept["images kept"] > 350
-
-
-def test_there_is_no_choice_where_a_part_of_a_model_is_served_elsewhere():
-    view = seen(one_of_each(), 0.1, pool="gpu")
-    later = [replace(demand, at=0.5) for demand in view.recent]
-    lost = replace(view, now=1.0, recent=(*view.recent, *later * 20), missed=[Missed(0.9, 1.0)] * 38, memo={})
-    assert not_for(lost, {}) == {"chat"}
-    stages = tuple(name for name in view.pool.stages if name != "chat.decode")
-    profiles = {name: view.profiles[name] for name in stages}
-    apart = replace(lost, pool=replace(view.pool, stages=stages), profiles=profiles, memo={})
-    assert not not_for(apart, {})
-
-
-def test_who_waits_for_a_model_that_the_device_is_not_for_is_told_so():
-    reasons = Counter()
-    serve(Priced(), *CROWD, told=lambda record: reasons.update([record.reason]))
-    told = [reason for reason in reasons if "others bring more in time" in reason]
-    assert sum([reasons[reason] for reason in told]) > 40
-    assert {reason.partition(":")[0] for reason in told} == {"hopeless", "shed"}
-
-
 def test_a_text_that_finds_no_memory_beside_other_kinds_is_told_so():
     """It was hopeless in the end, as those who run were expected to fill the memory."""
     running = [ask(f"old-{at}", most=300, first=0.5, step=0.5) for at in range(4)]
@@ -276,22 +155,6 @@ class Shown:
     def decide(self, view):
         self.views.append(view)
         return Decision([job for job in view.jobs if job.stage.name in self.stages])
-
-
-def one_of_each(image_total=3.0):
-    """A scheduler with an image and a text, each after its first step."""
-    image = Graph("image", loop(Stage("unet", 64), times=20))
-    chat = Graph("chat", llm("chat"))
-    profiles = {"unet": LinearProfile("unet", base=STEP_S, max_batch=64), **llm_profiles("chat", STEPS)}
-    some = Scheduler([Pool("gpu", tuple(profiles))], FCFS(), profiles)
-    some.submit(Request("image", image, 0.0, SLO(total=image_total)), 0.0)
-    slo = SLO(first=0.5, step=0.1)
-    some.submit(Request("text", chat, 0.0, slo, {"prompt_tokens": 8, "max_tokens": 20}), 0.0)
-    for at, name in enumerate(("image", "text")):
-        only = Hand(lambda view, name=name: Decision([job for job in view.jobs if job.id == name]))
-        batch = some.next_batch("gpu", at * STEP_S, instead=only)
-        some.finish(batch, [{}], (at + 1) * STEP_S)
-    return some
 
 
 def test_each_rule_sees_its_own_jobs_and_what_the_others_were_promised():
