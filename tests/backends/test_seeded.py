@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -194,6 +195,21 @@ def test_numbers_drawn_ahead_are_bounded_and_thrown_away(monkeypatch):
     gc.collect()
     draw_ahead(third, 300)
     assert has(third) == [True] * 4
+
+
+def test_models_on_several_threads_draw_ahead_at_once(monkeypatch):
+    all_ahead(monkeypatch)
+
+    def run(seed):
+        own, wanted = streams(2, seed), streams(2, seed)
+        sampling = Sampling(temperature=1, seed=1)
+        for step in range(60):
+            draw_ahead(own, 300)
+            logits = logits_of(step, 2, 300, 3.0, False)
+            assert with_seeds(sampling, logits, own).tokens.tolist() == alone(sampling, logits, wanted)
+
+    with ThreadPoolExecutor(4) as models:
+        list(models.map(run, range(4)))
 
 
 @pytest.mark.parametrize(("threads", "cores"), [(1, 1), (1, 2), (2, 2), (3, 8), (8, 2)])

@@ -9,6 +9,7 @@ back.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +110,6 @@ class _Batch:
         size = -(-len(states) // threads)
         parts = [range(first, min(first + size, len(states))) for first in range(0, len(states), size)]
         self._parts = [_pool().submit(self._draw, part, states) for part in parts]
-        _kept.add(self)
 
     def _draw(self, rows: Iterable[int], states: Sequence[torch.Tensor]) -> None:
         for row in rows:
@@ -125,6 +125,7 @@ class _Batch:
 
 
 _kept: weakref.WeakSet[_Batch] = weakref.WeakSet()
+_keeping = threading.Lock()  # several models of a process share the room, each on threads of its own
 
 
 def draw_ahead(streams: Sequence[Stream], columns: int) -> None:
@@ -139,11 +140,13 @@ def draw_at_once(streams: Sequence[Stream], columns: int) -> None:
 
 
 def _begin(streams: Sequence[Stream], columns: int, threads: int) -> None:
-    room = MOST - sum([batch.numbers.numel() for batch in _kept])
-    some = streams[: max(room, 0) // columns]
-    if threads < 1 or len(some) * columns < FEWEST:
-        return
-    batch = _Batch([stream.generator for stream in some], columns, threads)
+    with _keeping:
+        room = MOST - sum([batch.numbers.numel() for batch in _kept])
+        some = streams[: max(room, 0) // columns]
+        if threads < 1 or len(some) * columns < FEWEST:
+            return
+        batch = _Batch([stream.generator for stream in some], columns, threads)
+        _kept.add(batch)
     for place, stream in enumerate(some):
         stream.put(batch, place)
 
@@ -153,4 +156,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores(), "draws-ahead")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of these threads
+def _forked() -> None:
+    """A forked process has none of these threads, and nobody who would give the lock back."""
+    global _keeping
+    _keeping = threading.Lock()
+    _pool.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forked)
