@@ -17,7 +17,6 @@ from statistics import fmean, median
 import numpy as np
 
 from neustream.core.demand import Calls, Demand
-from neustream.core.job import Job
 from neustream.core.lengths import Lengths
 from neustream.core.policies.price import recent_costs
 from neustream.core.policy import View
@@ -92,14 +91,9 @@ def not_for(view: View, kinds: Mapping[str, View]) -> frozenset[str]:
     return out if value(best)[0] > reached - NEARLY * weight else frozenset()
 
 
-def begun(job: Job) -> bool:
-    """Whether a job ever ran."""
-    return job.started_at is not None
-
-
 def _weight(view: View, started: bool) -> float:
     """That of jobs that have begun and are not late, or of those that have not begun."""
-    return sum([job.weight for job in view.jobs if begun(job) is started and not job.late])
+    return sum([job.weight for job in view.jobs if job.begun is started and not job.late])
 
 
 def _several(view: View) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
-from neustream.core.policies.device_for import begun, not_for
+from neustream.core.policies.device_for import not_for
 from neustream.core.policies.edf import EDF
 from neustream.core.policies.model_queues import at_decode, by_model, latest_start, out_of_time
 from neustream.core.policies.promised import promised_steps, promised_tokens
@@ -89,13 +89,13 @@ class PerModel:
     def _without(self, view: View, kinds: Mapping[str, View], out: Set[str]) -> Decision:
         """What is decided where the device is not for some language models."""
         served = [job for label, part in kinds.items() if label not in out for job in part.jobs]
-        others_wait = not all(map(begun, served))
+        others_wait = not all(job.begun for job in served)
         drop: dict[Job, str] = {}
         aside: set[Job] = set()
         for label in out:
             late = kinds[label].hopeless()
             for job in kinds[label].jobs:
-                if not begun(job):
+                if not job.begun:
                     aside.add(job)
                     if job in late:
                         drop[job] = f"{late[job]}; {_OTHERS}"
