@@ -58,6 +58,7 @@ class TextModel:
         adapter: that its requests have, of model `base`; empty: it is a model itself.
         see: makes the prompt of a chat with images, of its messages and arguments for the template, as
             the service takes it; None: the model takes no images.
+        longest: outputs behind a prompt of so many tokens, if nobody says how many; None: up to `max_len`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TextModel:
     own: Own | None = None
     temperature: float = 1.0
     see: Callable[[list[dict[str, Any]], Mapping[str, Any]], Any] | None = None
+    longest: Callable[[int], int] | None = None
     adapter: str = ""
     base: str = ""
     kind: Literal["text"] = "text"
@@ -82,6 +84,10 @@ class TextModel:
         self.check_length(len(text), param)
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
+
+    def outputs(self, prompt: int) -> int:
+        """Outputs behind a prompt of so many tokens, if nobody says how many."""
+        return max(self.max_len - prompt, 1) if self.longest is None else self.longest(prompt)
 
     def check_length(self, characters: int, param: str) -> None:
         """HTTPError for a text of so many characters that it cannot fit."""

@@ -77,7 +77,10 @@ async def chat_completions(request: Request) -> Response:
     promise = context.promise(body, model.slo)
     context.gateway.admit(model, promise.slo)
     prompt = await prompt_of_chat(context, model, body)
-    most = body.max_completion_tokens or body.max_tokens or max(model.max_len - len(prompt.ids), 1)
+    try:
+        most = body.max_completion_tokens or body.max_tokens or model.outputs(len(prompt.ids))
+    except NeustreamError as error:
+        raise _named(of_request(error), body) from error
     return await _serve(context, body, model, promise, [prompt], most)
 
 

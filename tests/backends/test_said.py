@@ -10,6 +10,7 @@ import transformers
 from test_texts import engine
 from texts import IDS, VOCABULARY, made, prompts
 
+from neustream import BackendError, RequestError
 from neustream.backends.transformers.said import DRAWS, EDITS
 
 MAX = 9
@@ -86,3 +87,48 @@ def test_what_it_says_ends_a_text_where_it_says():
     with engine(model, slots=2, max_len=64) as service:
         done = service(prompts(1)[0], max_tokens=4, min_tokens=4)
     assert done.token_ids[-1] == 2 and len(done.token_ids) == 4 and done.finish_reason == "stop"
+
+
+def summarizer(**said):
+    """An encoder and a decoder with 24 positions each."""
+    torch.manual_seed(0)
+    encoder = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
+    sizes = {**BART, **encoder, "vocab_size": VOCABULARY, "max_position_embeddings": 24}
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **IDS)).eval()
+    with torch.no_grad():
+        model.model.shared.weight.mul_(3)
+    for name, value in {"eos_token_id": 3, "forced_eos_token_id": None, **said}.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("said", "new"),
+    [({"max_length": 9}, 8), ({"max_length": 9, "forced_eos_token_id": 2}, 8), ({"max_new_tokens": 7}, 7), ({}, 23)],
+)
+def test_lengths_of_an_encoders_prompt_and_of_outputs_are_their_own(said, new):
+    """A prompt that fills the encoder leaves the decoder all its positions, and `max_length` is the decoder's."""
+    model, long = summarizer(**said), prompts(1, low=24, high=24)[0]
+    how = {} if said else {"max_new_tokens": 23}
+    ids = torch.tensor([long], device=model.device)
+    wanted = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **how)[0, 1:].tolist()
+    with engine(model, slots=2) as service:
+        found = list(service(long).token_ids)
+        assert found == wanted and len(found) == new
+        with pytest.raises(RequestError, match=r"the prompt has 25 tokens, but Bart.* has 24 positions for each"):
+            service.submit([*long, 5])
+        with pytest.raises(RequestError, match=r"but Bart.* has 24 positions for each.*: at most max_tokens=23"):
+            service.submit([5], max_tokens=24)
+    with pytest.raises(BackendError, match=r"max_len=49, but Bart.* has 24 positions, for prompt and outputs each"):
+        engine(summarizer(), max_len=49)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "t5", "opt"])
+def test_where_the_stock_library_would_keep_keys_and_values_is_nothing_that_requests_see(kind):
+    """A static cache has room for one text, as long as it is asked; ours are put side by side."""
+    model = MODELS[kind]() if kind in MODELS else made(kind, "eager", n_layer=2, n_head=4)
+    wanted = [stock(model, prompt) for prompt in prompts(3)]
+    model.generation_config.cache_implementation = "static"
+    with engine(model, slots=3, max_len=64) as service:
+        answers = [service.submit(prompt, max_tokens=MAX) for prompt in prompts(3)]
+        assert [list(answer.result(60).token_ids) for answer in answers] == wanted

@@ -341,7 +341,7 @@ def test_without_max_tokens_a_text_goes_on_to_the_end_of_the_context():
     ("said", "why"),
     [
         ({"num_beams": 4}, "num_beams=4 is not supported; set model.generation_config.num_beams = None"),
-        ({"penalty_alpha": 0.5}, "penalty_alpha=0.5 is not supported"),
+        ({"cache_implementation": "quantized"}, "cache_implementation='quantized' is not supported"),
         ({"forced_eos_token_id": -2}, "generation_config of M: forced_eos_token_id=-2: ValueError: "),
         ({"top_h": 2.0}, "generation_config of M: top_h=2.0: ValueError: "),
         ({"sequence_bias": [[["x"], 1.0]]}, "generation_config of M: sequence_bias="),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import pickle
 import socket
 import time
 from functools import partial
@@ -18,7 +19,11 @@ openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 
 from serving import serving, settled, stock, text_service  # noqa: E402
 
-from neustream import Decision  # noqa: E402
+from neustream import SLO, Decision  # noqa: E402
+from neustream.backends.copies import twin  # noqa: E402
+from neustream.backends.loading.texts import text_model  # noqa: E402
+from neustream.server.config import ModelConfig  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -204,6 +209,25 @@ def test_promises_are_told_back_and_kept(client):
 def test_what_does_not_fit_is_named(client, path, body, param):
     answer = client.post(path, json=body)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_a_chat_that_does_not_say_how_long_is_as_long_as_the_model_says(model):
+    """What the front knows of it can leave the process: a cluster's head asks an instance."""
+    said = twin(model)
+    said.generation_config.max_new_tokens = 5
+    config = ModelConfig(name="tiny", kind="text", backend={})
+
+    def load(metrics):
+        loaded = text_service(said, metrics)
+        known = text_model(config, loaded.service.models[""], SLO())
+        return Loaded(loaded.service, [pickle.loads(pickle.dumps(known))])
+
+    with serving(load) as (url, ready, _), httpx.Client(base_url=url, timeout=60) as client:
+        ready.get(timeout=60)
+        asked = {"messages": HELLO, "ignore_eos": True}
+        for more, length in (({}, 5), ({"max_tokens": 7}, 7), ({"max_completion_tokens": 3}, 3)):
+            done = client.post("/v1/chat/completions", json={**asked, **more}).json()
+            assert done["usage"]["completion_tokens"] == length
 
 
 @pytest.mark.parametrize("more", [{"max_tokens": 1}, {"n": 4}, {"n": 2, "stop": ["e"]}])

@@ -74,6 +74,7 @@ def text_model(config: ModelConfig, mount: Any, slo: SLO) -> TextModel:
         config.device,
         temperature=mount.defaults.warm,
         see=mount.reader.chat if mount.reader.sees else None,
+        longest=replace(mount.room, defaults=mount.defaults.of_lengths).outputs,
     )
 
 

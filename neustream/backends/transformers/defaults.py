@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
+
 from neustream.backends.transformers.said import said_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.errors import BackendError, RequestError, shown
@@ -29,6 +31,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0,),
     "token_healing": (False,),
     "use_mtp": (False,),
+    "cache_implementation": tuple([one for one in ALL_CACHE_IMPLEMENTATIONS if one != "quantized"]),
 }
 """What says nothing, of that which is not served; of the others None only."""
 NOT_SERVED = (
@@ -48,7 +51,7 @@ class Defaults:
 
     Args:
         sampling: by the names of `Sampling`.
-        max_tokens, max_length: new tokens, and tokens of prompt and outputs; None: to the end of the context.
+        max_tokens, max_length: new tokens, and these with the tokens before them; None: to the end of the context.
         warm: the temperature of requests that draw.
     """
 
@@ -61,21 +64,26 @@ class Defaults:
         """What a request asks, and the defaults of what it leaves open (None)."""
         return {**self.sampling, **{name: value for name, value in asked.items() if value is not None}}
 
-    def tokens(self, prompt: int, room: int) -> int:
-        """New tokens of a request that does not say how many; `room`: for prompt and outputs.
+    @property
+    def of_lengths(self) -> Defaults:
+        """What it says of lengths alone."""
+        return Defaults(max_tokens=self.max_tokens, max_length=self.max_length)
 
-        RequestError for a prompt that `max_length` leaves none.
+    def tokens(self, begins: int, most: int) -> int:
+        """New tokens of a request that does not say how many: `most`, if nothing here says otherwise.
+
+        `begins`: tokens before the first of them: the prompt's, or those that a decoder begins with.
+        RequestError where `max_length` leaves none behind these.
         """
-        most = room - prompt
         if self.max_tokens is not None:
             return max(min(most, self.max_tokens), 1)
         if self.max_length is not None:
-            if prompt >= self.max_length:
+            if begins >= self.max_length:
                 raise RequestError(
-                    f"the prompt has {prompt} tokens, and generation_config says max_length={self.max_length}: "
+                    f"the prompt has {begins} tokens, and generation_config says max_length={self.max_length}: "
                     f"at most {self.max_length - 1}, or give max_tokens"
                 )
-            return max(min(most, self.max_length - prompt), 1)
+            return max(min(most, self.max_length - begins), 1)
         return max(most, 1)
 
 

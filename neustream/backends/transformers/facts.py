@@ -37,15 +37,20 @@ def positions_of(config: Any) -> int | None:
     return said if isinstance(said, int) and said > 0 else None
 
 
-def length_of(name: str, positions: int | None, max_len: int | None) -> int:
-    """Tokens of one request, at most; BackendError for what is none, or more than there are positions."""
+def length_of(name: str, positions: int | None, max_len: int | None, encodes: bool) -> int:
+    """Tokens of one request, at most; BackendError for what is none, or more than there are positions.
+
+    `encodes`: an encoder has so many positions for the prompt, and a decoder as many for outputs.
+    """
+    there = 2 * positions if encodes and positions is not None else positions
     if max_len is None:
-        if positions is None:
+        if there is None:
             raise BackendError(f"{name} does not say how many positions it has: give max_len")
-        return positions
+        return there
     max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
-    if positions is not None and max_len > positions:
-        raise BackendError(f"max_len={shown(max_len)}, but {name} has {positions} positions")
+    if there is not None and max_len > there:
+        each = ", for prompt and outputs each" if encodes else ""
+        raise BackendError(f"max_len={shown(max_len)}, but {name} has {positions} positions{each}")
     return max_len
 
 

@@ -79,7 +79,7 @@ def measure_steps(
     What does not fit the device's memory is left out.
     """
     bench = _Bench(model)
-    wanted = list(cells or cells_of(model.slots, model.max_len))
+    wanted = list(cells or cells_of(model.slots, model.reach))
     took: dict[Cell, list[float]] = {cell: [] for cell in wanted}
     began = stopwatch()
     for turn in range(REPEATS + 1):

@@ -39,7 +39,7 @@ class LanguageModel:
     Args:
         model: any `AutoModelForCausalLM`, or a model of text with an encoder.
         slots: requests that can be under way at once.
-        max_len: tokens of one request, prompt and outputs; default: the model's positions.
+        max_len: tokens of one request, prompt and outputs; default: all positions, of an encoder's too.
         buckets: lengths; with some, all calls have fixed shapes, by which results do not depend on
             the company to the last bit (see `Fixed`). `max_len` is always one of them.
         proof: of an earlier one with the same arguments: a model that is as it was then is not
@@ -57,6 +57,7 @@ class LanguageModel:
             `unrecorded` says why.
         replayed: its decodes as CUDA graphs; None: they are calls, and `unreplayed` says why.
         keeps: whether it can leave out logits.
+        reach: tokens that a prompt with its outputs may have; of an encoder and a decoder, each.
         device: that its weights are on; a model that is moved while it is served is noticed.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
 
@@ -97,7 +98,8 @@ class LanguageModel:
         self.config = config
         self.vocabulary: int = config.vocab_size
         self.positions = positions_of(config)
-        self.max_len = length_of(name, self.positions, max_len)
+        self.max_len = length_of(name, self.positions, max_len, bool(model.config.is_encoder_decoder))
+        self.reach = min(self.max_len, self.positions or self.max_len)
         slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = known_of(model, self.vocabulary)
@@ -139,7 +141,7 @@ class LanguageModel:
         if proof is not None and proof.holds(self.model):
             self.way = proof.way
             if self.way.why:
-                self.cache = Own(self.model, slots, self.max_len, joins=self.way.batched)
+                self.cache = Own(self.model, slots, self.reach, joins=self.way.batched)
             else:
                 self._share(slots)
             self.packs = self.way.packed
@@ -208,7 +210,7 @@ class LanguageModel:
         """Each request with a cache of its own; BackendError: not even so do they get what they get alone."""
         if self.fixed is not None:
             raise BackendError(f"{self.name} cannot be served with buckets: {why}; give no buckets")
-        own = self.cache = Own(self.model, slots, self.max_len)
+        own = self.cache = Own(self.model, slots, self.reach)
         try:
             way: Way = prove_own(own, self.known, why)
             return way

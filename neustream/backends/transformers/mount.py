@@ -70,9 +70,9 @@ class TextMount:
             None: as of `profile`; beside a given one, a guess, which steps correct.
         slots: requests that can hold keys and values at once, on each device.
         max_batch: the most requests in one step; default: the slots.
-        max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
-            and values take memory for `slots * max_len` tokens, on each device; under Linux, on a
-            CPU, for those that are there.
+        max_len: tokens of one request, prompt and outputs; default: the model's positions, where an
+            encoder reads the prompt, those of both. Keys and values take memory for `slots * max_len`
+            tokens, on each device; under Linux, on a CPU, for those that are there.
         buckets: lengths, as `[128, 512]`. With some, all calls have fixed shapes: a request's results
             do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
@@ -301,10 +301,10 @@ class TextMount:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
-        room = Room(self.model, self.kv_caches[self._graph.name].capacity)
+        room = self.room
         tokens, sight = self.reader.read(prompt, images, tools, chat_template_kwargs)
-        most = self.defaults.tokens(len(tokens), room.limit) if max_tokens is None else max_tokens
-        ask = ask_of(self.tokenizer, tokens, most, sampling, room, sight, adapter)
+        most = room.outputs(len(tokens)) if max_tokens is None else max_tokens
+        ask = ask_of(self.model, self.tokenizer, tokens, most, sampling, room, sight, adapter)
         if ends_after is not None:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, most = len(tokens), int(most)
@@ -321,6 +321,15 @@ class TextMount:
             reads=read,
             behind=self._behind(like, ask),
         )
+
+    @property
+    def room(self) -> Room:
+        """How long texts may be."""
+        assert self._graph is not None
+        model, memory = self.model, self.kv_caches[self._graph.name].capacity
+        limit = model.max_len if memory is None else min(model.max_len, memory)
+        begins = None if model.begins is None else len(model.begins)
+        return Room(model.name, limit, model.max_len, model.positions, begins, self.defaults)
 
     def _behind(self, like: str | None, ask: Ask) -> Behind | None:
         """The request that computes the prompt; what of it need not be computed then."""

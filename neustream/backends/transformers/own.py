@@ -104,6 +104,8 @@ class Own:
             return input_ids
 
         how = GenerationConfig(**PLAIN, max_new_tokens=max(1, self.length - len(tokens)))
+        if self.model.generation_config.cache_implementation is not None:  # static ones are as long as one text
+            how.cache_implementation = "dynamic"
         self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how, custom_generate=hold)
         return State(tokens, *held[0])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neustream.backends.transformers.defaults import Defaults
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.sight import Sight
@@ -22,26 +23,54 @@ BESIDE = ("inputs_embeds", "position_ids", "decoder_input_ids", "past_key_values
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How long texts may be: tokens of prompt and outputs that the model and the pool's memory hold."""
+    """How long texts may be; plain data, so it can leave the process.
 
-    model: LanguageModel
-    memory: int | None = None
+    Args:
+        name: of the model.
+        limit: tokens of prompt and outputs, at most: what the model and the pool's memory hold.
+        length: what the model holds.
+        positions: that the model has; where an encoder reads the prompt, for prompt and outputs each.
+        begins: tokens that outputs begin with where an encoder reads the prompt; None: they go on from the prompt.
+        defaults: what requests get that do not say how long they may be.
+    """
+
+    name: str
+    limit: int
+    length: int
+    positions: int | None
+    begins: int | None
+    defaults: Defaults
 
     @property
-    def limit(self) -> int:
-        """Tokens of prompt and outputs, at most."""
-        return self.model.max_len if self.memory is None else min(self.model.max_len, self.memory)
+    def reads(self) -> int:
+        """Tokens of a prompt, at most: an output has room behind it."""
+        if self.begins is None or self.positions is None:
+            return self.limit - 1
+        return min(self.limit - 1, self.positions)
+
+    def writes(self, prompt: int) -> int:
+        """Outputs behind a prompt of so many tokens, at most; 0 or fewer: there is no room."""
+        left = self.limit - prompt
+        return left if self.begins is None or self.positions is None else min(left, self.positions - self.begins)
+
+    def outputs(self, prompt: int) -> int:
+        """Outputs behind a prompt of so many tokens where it is not said how many; RequestError: there are none."""
+        begins = prompt if self.begins is None else self.begins
+        return self.defaults.tokens(begins, max(self.writes(prompt), 1))
 
     @property
     def why(self) -> str:
-        if self.limit < self.model.max_len:
+        if self.limit < self.length:
             return f"the memory has room for {self.limit}"
-        if self.model.positions == self.limit:
-            return f"{self.model.name} has {self.limit} positions"
+        if self.positions == self.limit:
+            return f"{self.name} has {self.limit} positions"
+        if self.begins is not None and self.positions is not None:
+            return f"{self.name} has {self.positions} positions for each, and max_len is {self.limit}"
         return f"max_len is {self.limit}"
 
 
 def ask_of(
+    model: LanguageModel,
     tokenizer: Any,
     ids: list[int],
     max_tokens: Any,
@@ -52,7 +81,7 @@ def ask_of(
 ) -> Ask:
     """What the model is asked: RequestError if prompt and outputs do not fit, or for tokens that are none."""
     check_length(len(ids), max_tokens, room)
-    vocabulary = room.model.vocabulary
+    vocabulary = model.vocabulary
     for name, tokens in sampling.named.items():
         if beyond := [token for token in tokens if token >= vocabulary]:
             raise RequestError(
@@ -61,13 +90,13 @@ def ask_of(
     if sampling.min_tokens > int(max_tokens):
         text = f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}"
         raise RequestError(text, argument="min_tokens")
-    if room.model.begins is not None and sampling.prompt_logprobs is not None:
+    if model.begins is not None and sampling.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is for models without an encoder: its tokens have no likelihood")
     if sampling.stop and tokenizer is None:
         raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
     if sight is not None and sampling.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is for prompts without images: an image's tokens have no likelihood")
-    return Ask(ids, sampling, sight=sight, most=int(max_tokens), adapter=_adapter(room.model, adapter))
+    return Ask(ids, sampling, sight=sight, most=int(max_tokens), adapter=_adapter(model, adapter))
 
 
 def _adapter(model: LanguageModel, name: Any) -> str | None:
@@ -82,13 +111,13 @@ def check_length(prompt: int, max_tokens: Any, room: Room) -> None:
     max_tokens = whole("max_tokens", max_tokens, 1, allowed="a whole number of 1 or more")
     if prompt < 1:
         raise RequestError("the prompt is empty: there is nothing to go on from", argument="prompt")
-    if prompt >= room.limit:
-        text = f"the prompt has {prompt} tokens, but {room.why}: at most {room.limit - 1}, and an output"
+    if prompt > room.reads:
+        text = f"the prompt has {prompt} tokens, but {room.why}: at most {room.reads}, and an output"
         raise RequestError(text, argument="prompt")
-    if prompt + max_tokens > room.limit:
+    if max_tokens > room.writes(prompt):
         raise RequestError(
             f"{prompt} tokens of prompt and max_tokens={shown(max_tokens)} make {shown(prompt + max_tokens)}, "
-            f"but {room.why}: at most max_tokens={room.limit - prompt}",
+            f"but {room.why}: at most max_tokens={room.writes(prompt)}",
             argument="max_tokens",
         )
 
