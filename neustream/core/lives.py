@@ -92,19 +92,21 @@ class Lives:
         state = self.pool_of.get(stage.name)
         if cached and state is not None:
             state.check_room(carry, stage)
+        began = carry.started_ago is not None
+        anew = not cached and stage.caches and bool(began or job.computed)
+        if anew:
+            stage, job.computed = _refilling(job, stage), 0.0
         self.enlist(job)
         with self._forgotten_if_it_fails(job):
             self._enter(job, stage, now)
         if carry.leg is None:
             self.work.legs.begin(job, now)
-        began = carry.started_ago is not None
         if began:
             job.worker = 0
-        job.base -= carry.skipped
+        if not anew:
+            job.base -= carry.skipped
         if cached:
             self._holding.set_tokens(job, carry.kept)
-        elif stage.caches and (began or job.computed):
-            self.preempt(job, now)
         return job
 
     def live(self, id: str, what: str) -> Entry:
@@ -234,15 +236,11 @@ class Lives:
         `aside`: what was in them is kept in the host's memory if there is room, and known then.
         """
         left, kept = job.stage, job.kept if aside else 0.0
-        assert job.cursor is not None and left is not None
+        assert left is not None
         self._holding.set_tokens(job, 0)
         job.computed = 0.0
-        stage = job.cursor.rewind() if left.phase == "decode" else left
         try:
-            if stage is None:
-                raise GraphError(
-                    f"request {job.id!r}: no stage before {left.name!r} fills its KV cache again"
-                )
+            stage = _refilling(job, left)
             if aside:
                 job.computed = self._holding.put_aside(job, stage, kept)
             self._enter(job, stage, now)
@@ -388,3 +386,14 @@ class Lives:
         if not self.unpromised:
             for state in self.pool_of.values():
                 state.unpromised = Unpromised()
+
+
+def _refilling(job: Entry, stage: Stage) -> Stage:
+    """The stage that fills the KV cache which a job at `stage` lacks; GraphError if none does."""
+    assert job.cursor is not None
+    found = job.cursor.rewind() if stage.phase == "decode" else stage
+    if found is None:
+        raise GraphError(
+            f"request {job.id!r}: no stage before {stage.name!r} fills its KV cache again"
+        )
+    return found

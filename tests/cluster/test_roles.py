@@ -106,6 +106,14 @@ def test_texts_decode_elsewhere_and_go_back_when_their_blocks_are_taken(file, po
     assert moves["stage llm.prefill"] and moves["stage llm.decode"] > 40
 
 
+@pytest.mark.parametrize("policy", ["priced", "fcfs", "edf"])
+def test_texts_of_a_decoder_that_died_are_prefilled_again_behind_what_they_said(file, policy):
+    words = ["cluster.instances.decode.count=2", "cluster.faults=[{at_s: 2, instance: 1, kind: crash}]"]
+    report = simulate(prepare(load_config(file(TEXTS), [*words, "slo=null"])), policy)
+    assert sum(report.restarts.values()) >= 1
+    assert report.counts["on_time"] == 40
+
+
 def test_instances_serve_several_models_or_one_of_them(file):
     told, steps = run(file(BOTH))
     assert told["counts"]["on_time"] == 40
