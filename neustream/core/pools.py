@@ -21,5 +21,6 @@ class Pools(dict[str, PoolState]):
 
     def none_stands(self) -> None:
         """The same of all pools."""
+        self.catch_up()
         for state in self.values():
-            self.stand_no_more(state)
+            state.standing = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from neustream import (
 )
 from neustream.by_name import make_policy
 from neustream.core.learnt_steps import LearntSteps
+from neustream.core.pools import Pools
 from neustream.core.standing import Standing
 from neustream.core.steps import StepProfile
 from neustream.engine.events import Call, Cancel, Decided
@@ -191,3 +193,20 @@ def test_most_steps_of_a_long_generation_are_worked_out_together(monkeypatch):
     case = Case([(0.0, 0, 6, 20, 200, 200), (0.0, 0, 6, 20, 200, 200)], 1000, 0.0, 1.0, False, False, [], [])
     told(case, "priced", True)
     assert sum(looked) > 150 and len([steps for steps in looked if steps]) < 20
+
+
+def test_pools_whose_steps_stand_no_more_are_each_caught_up_once():
+    """An agent's tools are a pool each, and each of its steps may ask for it: it costs as many looks as pools."""
+
+    class Counted:
+        caught_up = 0
+
+        def catch_up(self):
+            self.caught_up += 1
+
+    pools, many = Pools(), [SimpleNamespace(standing=Counted()) for _ in range(20)]
+    standing = [state.standing for state in many]
+    pools.update(zip(map(str, range(20)), many, strict=True))
+    pools.none_stands()
+    assert [one.caught_up for one in standing] == [1] * 20
+    assert not any(state.standing for state in many)
