@@ -138,14 +138,23 @@ def tokens_of(
         return _checked(model, _of_text(tokenizer, prompt))
     if isinstance(prompt, Mapping) and "input_ids" in prompt:  # what tokenizers return
         _check_alone(prompt)
-        prompt = prompt["input_ids"]
+        prompt = _only(prompt["input_ids"])
     if hasattr(prompt, "tolist"):  # numpy, torch
-        ids = prompt.tolist()
+        ids = _only(prompt.tolist())
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
         ids = list(prompt)
     else:
         raise RequestError(f"a prompt must be text, messages or a list of token ids, got {type(prompt).__name__}")
     return _checked(model, ids)
+
+
+def _only(ids: Any) -> Any:
+    """The prompt of a batch of one, as tokenizers return it for tensors; what is no batch as it is."""
+    if not isinstance(ids, list) or not ids or not isinstance(ids[0], list):
+        return ids
+    if len(ids) > 1:
+        raise RequestError(f"a request has one prompt, got a batch of {len(ids)}")
+    return ids[0]
 
 
 def _check_alone(made: Mapping[str, Any]) -> None:
