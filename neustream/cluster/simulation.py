@@ -37,7 +37,7 @@ from neustream.engine.places import Places
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.turns import Turn
-from neustream.errors import ConfigError
+from neustream.errors import ConfigError, nearest
 
 Watcher = Callable[[Happening], None]
 """Told of what happens in the cluster."""
@@ -214,7 +214,9 @@ class Cluster:
             self._beat_later(one, now)
 
     def _start(self, role: str, now: float) -> None:
-        kind = self._kinds[role]
+        kind = self._kinds.get(role)
+        if kind is None:
+            raise ConfigError(f"scaler wants role {role!r}; {nearest(role, self._kinds)}")
         self.clock.post(Call(partial(self._started, kind)), now + kind.load_s)
 
     def _started(self, kind: Kind, now: float) -> None:

@@ -111,6 +111,11 @@ class FaultConfig(Section):
         if (self.instance is None) != (self.kind == "head"):
             of = "of no instance" if self.kind == "head" else "of an instance: give its number"
             raise ValueError(f"kind: {self.kind} is {of}")
+        if ("factor" in self.model_fields_set) != (self.kind == "slow"):
+            needs = "needs a factor" if self.kind == "slow" else f"has no factor, got {self.factor:g}"
+            raise ValueError(f"kind: {self.kind} {needs}")
+        if self.kind == "crash" and self.for_s is not None:
+            raise ValueError(f"kind: crash is for good, got for_s {self.for_s:g}; partition and hang come back")
         return self
 
     @property

@@ -17,6 +17,7 @@ from neustream.cluster.planning.replanner import Replanner
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.reporting import Reporting
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
+from neustream.cluster.rules.checks import check_role
 from neustream.cluster.rules.replan import Replan
 from neustream.cluster.simulation import Cluster, Kind, Watcher
 from neustream.cluster.ways import Drawn, Took
@@ -61,11 +62,11 @@ def parted(name: str) -> tuple[str, str]:
 
 
 def check_rules(config: ClusterConfig) -> None:
-    """ConfigError for a rule that is none, or has no such parameter."""
+    """ConfigError for a rule that is none, or has no such parameter, or scales what there is not."""
     for name, given in config.router.items():
         make_rule("router", ROUTERS, name, given, "route")
     only_rule("mover", MOVERS, config.mover, "moves")
-    only_rule("scaler", SCALERS, config.scaler, "target")
+    check_role(only_rule("scaler", SCALERS, config.scaler, "target"), config.kinds)
 
 
 class Bench:
@@ -127,6 +128,7 @@ def simulate_cluster(
 ) -> Report:
     """Serve a workload by a cluster in virtual time."""
     scaler = only_rule("scaler", SCALERS, config.scaler, "target")
+    check_role(scaler, config.kinds)
     if isinstance(scaler, Replan):
         config, scaler = _replanning(prepared, config, scaler, rule, router, bench)
     roles = roles_of(prepared, config)

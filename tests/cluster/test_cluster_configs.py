@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from toys import command, squash, toy
@@ -10,6 +11,7 @@ from toys import command, squash, toy
 from neustream import ConfigError
 from neustream.config import load_config
 from neustream.engine.events import Started
+from neustream.experiment.clusters import check_rules
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate
 
@@ -151,6 +153,9 @@ cluster:
         ("cluster.faults=[{at_s: 1, kind: crash}]", "of an instance: give its number"),
         ("cluster.faults=[{at_s: 1, instance: 0, kind: head, for_s: 1}]", "of no instance"),
         ("cluster.faults=[{at_s: 1, kind: head}]", "kind: head needs for_s"),
+        ("cluster.faults=[{at_s: 1, instance: 0, kind: slow}]", "kind: slow needs a factor"),
+        ("cluster.faults=[{at_s: 1, instance: 0, kind: hang, factor: 3}]", "kind: hang has no factor, got 3"),
+        ("cluster.faults=[{at_s: 1, instance: 0, kind: crash, for_s: 3}]", "kind: crash is for good, got for_s 3"),
         ("cluster.failure={dead_s: 1}", "dead_s 1 is less than suspect_s 1.5"),
         ("cluster.network.loss=1", "loss"),
         ("cluster.mover={rescue: {}, freeness: {}}", "mover"),
@@ -160,6 +165,39 @@ cluster:
 def test_wrong_values_are_named(config, change, message):
     with pytest.raises(ConfigError, match=message):
         load_config(config, [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("cluster.scaler={charge: {role: gpu}}", "cluster.scaler: no role 'gpu'; allowed: whole"),
+        ("cluster.scaler={charge: {window_s: 0}}", "charge: window_s must be greater than 0, got 0.0"),
+        ("cluster.scaler={charge: {horizon_s: .nan}}", "charge: horizon_s must be greater than 0, got nan"),
+        ("cluster.scaler={freeness: {band: .nan}}", "freeness: band must be 0 or more, got nan"),
+        ("cluster.scaler={plan: {most: 0}}", "plan: most must be 1 or more, got 0"),
+        ("cluster.router={prefix: {k: 0}}", "prefix: k must be 1 or more, got 0"),
+        ("cluster.router={freeness: {headroom: -1}}", "freeness: headroom must be 0 or more, got -1.0"),
+        ("cluster.mover={freeness: {threshold: .nan}}", "freeness: threshold must be a number, got nan"),
+        ("cluster.mover={rescue: {rest_s: -1}}", "rescue: rest_s must be 0 or more, got -1.0"),
+        ("cluster.mover={consolidate: {below: .nan}}", "consolidate: below must be 0 or more, got nan"),
+    ],
+)
+def test_parameters_of_rules_that_mean_nothing_are_named(config, change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_rules(load_config(config, [change]).cluster)
+
+
+def test_a_scaler_of_ones_own_that_wants_what_there_is_not_is_told(config):
+    given = load_config(config, ["cluster.scaler=test_cluster_configs:WantsOthers"])
+    with pytest.raises(ConfigError, match=r"scaler wants role 'others'; allowed: whole"):
+        simulate(prepare(given), "fcfs")
+
+
+class WantsOthers:
+    """A scaler."""
+
+    def target(self, fleet):
+        return {"others": 1}
 
 
 @pytest.mark.parametrize(

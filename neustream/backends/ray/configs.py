@@ -7,6 +7,7 @@ from typing import Any
 from neustream.by_name import make_rule, only_rule
 from neustream.cluster.book import Settings
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
+from neustream.cluster.rules.checks import check_role
 from neustream.cluster.rules.replan import Replan
 from neustream.config.cluster import WHOLE, ClusterConfig, HeadConfig
 from neustream.errors import ConfigError, shown
@@ -40,9 +41,7 @@ def check(config: HeadConfig) -> None:
     scaler = rules_of(config, next(iter(config.router)))["scaler"]
     if isinstance(scaler, Replan):
         raise ConfigError("cluster.scaler.plan: it is for simulated clusters; served ones have charge, fixed, freeness")
-    if scaler is not None and getattr(scaler, "role", roles[0]) not in roles:
-        what = f"there is only {roles[0]!r}" if len(roles) == 1 else f"there are {', '.join(roles)}"
-        raise ConfigError(f"cluster.scaler: role {shown(scaler.role)}: {what}")
+    check_role(scaler, roles)
 
 
 def _check_simulated(config: ClusterConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neustream.cluster.fleet import Fleet
+from neustream.cluster.rules.checks import above_zero
 from neustream.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ class Charge:
             raise ConfigError(f"charge: min must be from 1 to max ({self.max}), got {self.min!r}")
         if not 0.15 < self.fill <= 1:
             raise ConfigError(f"charge: fill must be over 0.15, up to 1, got {self.fill!r}")
+        above_zero("charge", window_s=self.window_s, horizon_s=self.horizon_s)
 
     def target(self, fleet: Fleet) -> Mapping[str, int]:
         serving = [one for one in fleet.instances.values() if one.role == self.role]

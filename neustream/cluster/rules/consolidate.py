@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neustream.cluster.fleet import Fleet, Move
-from neustream.errors import ConfigError
+from neustream.cluster.rules.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Consolidate:
     k: int = 8
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"consolidate: k must be 1 or more, got {self.k!r}")
+        at_least("consolidate", 1, k=self.k)
+        at_least("consolidate", 0, below=self.below)
 
     def moves(self, fleet: Fleet) -> Sequence[Move]:
         rows = np.flatnonzero(fleet.up)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neustream.cluster.fleet import Fleet
-from neustream.errors import ConfigError
+from neustream.cluster.rules.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class Fixed:
     role: str = "whole"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"fixed: count must be 1 or more, got {self.count!r}")
+        at_least("fixed", 1, count=self.count)
 
     def target(self, fleet: Fleet) -> Mapping[str, int]:
         return {self.role: self.count}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from neustream.cluster.fleet import Fleet, Instance, Move, Place, Route
+from neustream.cluster.rules.checks import a_number, at_least
 from neustream.cluster.rules.memory import (
     free_blocks,
     freeness,
@@ -38,6 +39,9 @@ class Freeness:
     headroom: float = 0.0
     high: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        at_least("freeness", 0, headroom=self.headroom)
+
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         rows = fleet.able(asked)
         instances = [fleet.at(row) for row in rows.tolist()]
@@ -66,6 +70,10 @@ class FreenessMover:
     threshold: float = 3.0
     headroom: float = 0.0
     high: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        a_number("freeness", threshold=self.threshold)
+        at_least("freeness", 0, headroom=self.headroom)
 
     def moves(self, fleet: Fleet) -> Sequence[Move]:
         sources: list[tuple[float, str]] = []
@@ -111,6 +119,8 @@ class FreenessScaler:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
             raise ConfigError(f"freeness: min must be from 1 to max ({self.max}), got {self.min!r}")
+        a_number("freeness", low=self.low)
+        at_least("freeness", 0, band=self.band)
 
     def target(self, fleet: Fleet) -> Mapping[str, int]:
         up = [

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from neustream.cluster.fleet import Fleet, Place, Route
+from neustream.cluster.rules.checks import at_least
 from neustream.core.outlook import Asked
-from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Prefix:
     k: int = 16
 
     def __post_init__(self) -> None:
-        if not self.spare_s >= 0:
-            raise ConfigError(f"prefix: spare_s must be 0 or more, got {self.spare_s!r}")
+        at_least("prefix", 1, k=self.k)
+        at_least("prefix", 0, spare_s=self.spare_s)
 
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         rows = fleet.able(asked)

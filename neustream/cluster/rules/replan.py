@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neustream.cluster.fleet import Fleet
+from neustream.cluster.rules.checks import above_zero, at_least
 from neustream.errors import ConfigError
 
 
@@ -27,11 +28,9 @@ class Replan:
     drain_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("plan_s", "window_s", "range"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"plan: {name} must be greater than 0, got {getattr(self, name)!r}"
-                )
+        above_zero("plan", plan_s=self.plan_s, window_s=self.window_s, range=self.range)
+        at_least("plan", 1, most=self.most)
+        at_least("plan", 0, gain=self.gain, tries=self.tries, drain_s=self.drain_s)
 
     def target(self, fleet: Fleet) -> Mapping[str, int]:
         """ConfigError: who runs the cluster has to make a `Replanner` of it, as simulations do."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from neustream.cluster.fleet import Fleet, Instance, Move, Place
+from neustream.cluster.rules.checks import at_least
 from neustream.cluster.rules.memory import text_of
 from neustream.core.outlook import FOREVER
-from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Rescue:
     least_s: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"rescue: k must be 1 or more, got {self.k!r}")
+        at_least("rescue", 1, k=self.k)
+        at_least("rescue", 0, rest_s=self.rest_s, least_s=self.least_s)
 
     def moves(self, fleet: Fleet) -> Sequence[Move]:
         moves: list[Move] = []

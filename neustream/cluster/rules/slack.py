@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from neustream.cluster.fleet import Fleet, Route
+from neustream.cluster.rules.checks import at_least
 from neustream.core.outlook import Asked
-from neustream.errors import ConfigError
 
 MANY = 512
 """Of more instances only a sample is looked at."""
@@ -32,8 +32,7 @@ class Slack:
     k: int = 8
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"slack: k must be 1 or more, got {self.k!r}")
+        at_least("slack", 1, k=self.k)
 
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         rows = fleet.able(asked)

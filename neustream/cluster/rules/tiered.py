@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from neustream.cluster.fleet import Fleet, Floats, Ints, Route
+from neustream.cluster.rules.checks import at_least
 from neustream.core.outlook import Asked
-from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Tiered:
     most: int = 16
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise ConfigError(f"tiered: most must be 1 or more, got {self.most!r}")
+        at_least("tiered", 1, most=self.most)
 
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         rows = fleet.able(asked)
