@@ -221,13 +221,13 @@ def test_a_stage_that_nobody_serves_is_refused(local, tmp_path):
         ),
         (
             {"instances": {"a": {}, "b": {}}, "scaler": {"charge": {"role": "c"}}},
-            "cluster.scaler: role 'c': there are a, b",
+            "cluster.scaler: no role 'c'; allowed: a, b",
         ),
         (
             {"scaler": "plan"},
             "cluster.scaler.plan: it is for simulated clusters; served ones have charge, fixed, freeness",
         ),
-        ({"scaler": {"charge": {"role": "x"}}}, "cluster.scaler: role 'x': there is only 'whole'"),
+        ({"scaler": {"charge": {"role": "x"}}}, "cluster.scaler: no role 'x'; allowed: whole"),
         ({"router": "slak"}, "unknown router 'slak'; did you mean 'slack'?"),
     ],
 )
