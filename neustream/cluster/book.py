@@ -126,6 +126,7 @@ class Open:
         due_next: when the next output is due; late: whether one was.
         away: its next stage, if that is served elsewhere, since `away_at`. fixed: why it cannot
             move; untaken: why it was not taken there the last time.
+        uncopied: copies in a row that came to nothing.
         snapshot: the latest copy of it; restoring: whether it is to go on from there, and no
             instance has said yet that it does.
         tries: a timer is valid for one number of them.
@@ -156,6 +157,7 @@ class Open:
     away_at: float = math.inf
     fixed: str = ""
     untaken: str = ""
+    uncopied: int = 0
     snapshot: Snapshot | None = None
     restoring: bool = False
     tries: int = 0

@@ -158,5 +158,7 @@ class Moves:
         held = moving.step in ("hold", "take") and not one.away
         if held and one.where in book.fleet.instances:
             book.orders.append(Resume(one.where, one.id, one.term))
-        if not moving.keep:
+        if moving.keep:
+            one.uncopied += 1
+        else:
             book.events.append(Unmoved(one.id, one.where, moving.target, why, now))

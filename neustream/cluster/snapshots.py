@@ -3,8 +3,10 @@
 Every `Settings.snapshot_s` a request that runs is held at the end of its step, a copy goes to the
 next instance of the fleet, and the request goes on where it is (`moving.py`: a move that nothing
 leaves for). If its instance dies it goes on from the copy, wherever the router says. It waits for a
-step each time; what its outcome is does not change. No copies are made of language models'
-requests: they go on behind their outputs anyway, and their KV cache is large.
+step each time; what its outcome is does not change. Behind a copy that came to nothing
+the next one is due after twice as long as before: where none gets there in time, it has to go on.
+No copies are made of language models' requests: they go on behind their outputs anyway, and their
+KV cache is large.
 
 Copies are not told to the next head: under it a request whose instance is gone begins at its start.
 """
@@ -46,7 +48,8 @@ class Snapshots:
             one = self._book.requests.get(id)
             if one is None or one.term != term or one.fixed:  # it is over, or began elsewhere
                 continue
-            heapq.heappush(self._due, (now + self._book.settings.snapshot_s, id, term))
+            every = self._book.settings.snapshot_s * 2.0**one.uncopied
+            heapq.heappush(self._due, (now + every, id, term))
             keeper = self._keeper(one)
             if keeper and one.place().free and not one.away and not one.cancelled:
                 self._moves.copy(one, keeper, now)
@@ -63,6 +66,7 @@ class Snapshots:
         """The copy is there; it takes the place of an earlier one."""
         moving = self._moves.copied_whole(one, now)
         self._book.forget_copy(one)
+        one.uncopied = 0
         one.snapshot = Snapshot(moving.target, moving.term, _rest(one.asked, moving.left))
 
 

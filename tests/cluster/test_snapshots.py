@@ -51,6 +51,20 @@ def test_a_copy_goes_to_another_instance_and_the_request_goes_on_where_it_is():
     assert orders_of(head, say.Hold), "and so every half second"
 
 
+def test_where_no_copy_gets_there_in_time_the_next_one_leaves_it_twice_as_long():
+    head = head_of("a", "b", settings=Settings(snapshot_s=0.5, move_timeout_s=0.5, suspect_s=60, dead_s=60))
+    sent = send(head, request("r"))
+    head.heard(sent.instance, say.Began("r", sent.term), 0.0)
+    head.tick(0.5)
+    for held_at, next_at in ((1.0, 2.0), (2.0, 4.0), (4.0, 8.0)):
+        head.tick(held_at)
+        assert orders_of(head, say.Hold)
+        head.tick(held_at + 0.5)
+        assert {type(order) for order in head.pop_orders()} == {say.Resume, say.Free}
+        head.tick(next_at - 0.1)
+        assert not orders_of(head, say.Hold), "it goes on meanwhile"
+
+
 def test_after_a_death_it_goes_on_from_its_copy_and_is_asked_for_by_what_is_left():
     head = head_of("a", "b", settings=EVERY)
     sent, give = saved(head, {"step": 1, "decode": 1})
