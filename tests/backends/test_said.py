@@ -115,12 +115,38 @@ def test_lengths_of_an_encoders_prompt_and_of_outputs_are_their_own(said, new):
     with engine(model, slots=2) as service:
         found = list(service(long).token_ids)
         assert found == wanted and len(found) == new
-        with pytest.raises(RequestError, match=r"the prompt has 25 tokens, but Bart.* has 24 positions for each"):
+        with pytest.raises(
+            RequestError,
+            match=r"the prompt has 25 tokens, but Bart.* has 24 positions for the prompt and 24 for outputs",
+        ):
             service.submit([*long, 5])
-        with pytest.raises(RequestError, match=r"but Bart.* has 24 positions for each.*: at most max_tokens=23"):
+        with pytest.raises(
+            RequestError, match=r"but Bart.* has 24 positions for the prompt and 24 .*: at most max_tokens=23"
+        ):
             service.submit([5], max_tokens=24)
-    with pytest.raises(BackendError, match=r"max_len=49, but Bart.* has 24 positions, for prompt and outputs each"):
+    with pytest.raises(
+        BackendError, match=r"max_len=49, but Bart.* has 24 positions for the prompt and 24 for outputs"
+    ):
         engine(summarizer(), max_len=49)
+
+
+def test_an_encoder_may_have_more_positions_than_its_decoder():
+    """LED reads a book and writes a page."""
+    torch.manual_seed(0)
+    encoder = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "attention_window": 8}
+    there = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 16}
+    config = transformers.LEDConfig(**BART, **encoder, **there, vocab_size=VOCABULARY, **IDS, decoder_start_token_id=2)
+    model = transformers.LEDForConditionalGeneration(config).eval()
+    model.generation_config.max_length = None
+    asked = [prompts(1, seed=length, low=length, high=length)[0] for length in (1, 40, 64)]
+    wanted = [stock(model, prompt) for prompt in asked]
+    with engine(model, slots=2) as service:
+        answers = [service.submit(prompt, max_tokens=MAX) for prompt in asked]
+        assert [list(answer.result(60).token_ids) for answer in answers] == wanted
+        with pytest.raises(RequestError, match=r"the prompt has 65 tokens, but LED.* has 64 positions for the prompt"):
+            service.submit([5] * 65)
+        with pytest.raises(RequestError, match=r"and 16 for outputs, .*at most max_tokens=15"):
+            service.submit([5], max_tokens=16)
 
 
 @pytest.mark.parametrize("kind", ["bloom", "t5", "opt"])

@@ -33,25 +33,52 @@ def arguments_of(model: PreTrainedModel) -> tuple[str, bool]:
 
 def positions_of(config: Any) -> int | None:
     """How many positions a config says that there are; None: it does not, or as many as one likes."""
-    said = getattr(config, "max_position_embeddings", None)
-    return said if isinstance(said, int) and said > 0 else None
+    return _count(config, "max_position_embeddings", "max_decoder_position_embeddings")
 
 
-def length_of(name: str, positions: int | None, max_len: int | None, encodes: bool) -> int:
+def read_of(config: Any, positions: int | None) -> int | None:
+    """How many positions an encoder has for the prompt; None: there is no encoder, or it has as many as one likes.
+
+    `positions`: of its decoder; most encoders have as many.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    return _count(config, "max_encoder_position_embeddings") or positions
+
+
+def _count(config: Any, *names: str) -> int | None:
+    """The first of these that a config says, as a count."""
+    said = (getattr(config, name, None) for name in names)
+    return next((one for one in said if isinstance(one, int) and one > 0), None)
+
+
+def length_of(name: str, positions: int | None, read: int | None, max_len: int | None) -> int:
     """Tokens of one request, at most; BackendError for what is none, or more than there are positions.
 
-    `encodes`: an encoder has so many positions for the prompt, and a decoder as many for outputs.
+    `read`: an encoder has so many positions for the prompt; `positions` are for outputs then.
     """
-    there = 2 * positions if encodes and positions is not None else positions
+    there = positions + (read or 0) if positions is not None else None
     if max_len is None:
         if there is None:
             raise BackendError(f"{name} does not say how many positions it has: give max_len")
         return there
     max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
     if there is not None and max_len > there:
-        each = ", for prompt and outputs each" if encodes else ""
-        raise BackendError(f"max_len={shown(max_len)}, but {name} has {positions} positions{each}")
+        raise BackendError(f"max_len={shown(max_len)}, but {name} has {told_positions(positions, read)}")
     return max_len
+
+
+def told_positions(positions: int | None, read: int | None) -> str:
+    """How many positions there are, in words."""
+    return f"{positions} positions" if read is None else f"{read} positions for the prompt and {positions} for outputs"
+
+
+def lengths_of(name: str, config: Any, max_len: int | None) -> tuple[int | None, int | None, int, int]:
+    """Positions of a model and of its encoder, tokens of one request at most, and of one in one half of the model."""
+    positions = positions_of(config.get_text_config(decoder=True))
+    read = read_of(config, positions)
+    length = length_of(name, positions, read, max_len)
+    return positions, read, length, min(some for some in (length, positions, read) if some is not None)
 
 
 def logits_bytes(model: PreTrainedModel, slots: int) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name, lacks_memory, without_cudnn_attention
 from neustream.backends.transformers.adapters import Adapters, adapters_of
-from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, length_of, logits_bytes, positions_of
+from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, lengths_of, logits_bytes
 from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.growing import grows
 from neustream.backends.transformers.looking import inputs_of
@@ -57,7 +57,7 @@ class LanguageModel:
             `unrecorded` says why.
         replayed: its decodes as CUDA graphs; None: they are calls, and `unreplayed` says why.
         keeps: whether it can leave out logits.
-        reach: tokens that a prompt with its outputs may have; of an encoder and a decoder, each.
+        read, reach: positions of an encoder; tokens that a text in one of the model's halves may have.
         device: that its weights are on; a model that is moved while it is served is noticed.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
 
@@ -97,9 +97,7 @@ class LanguageModel:
         self.eager = attention == "eager"
         self.config = config
         self.vocabulary: int = config.vocab_size
-        self.positions = positions_of(config)
-        self.max_len = length_of(name, self.positions, max_len, bool(model.config.is_encoder_decoder))
-        self.reach = min(self.max_len, self.positions or self.max_len)
+        self.positions, self.read, self.max_len, self.reach = lengths_of(name, model.config, max_len)
         slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = known_of(model, self.vocabulary)

@@ -329,7 +329,7 @@ class TextMount:
         model, memory = self.model, self.kv_caches[self._graph.name].capacity
         limit = model.max_len if memory is None else min(model.max_len, memory)
         begins = None if model.begins is None else len(model.begins)
-        return Room(model.name, limit, model.max_len, model.positions, begins, self.defaults)
+        return Room(model.name, limit, model.max_len, model.positions, model.read, begins, self.defaults)
 
     def _behind(self, like: str | None, ask: Ask) -> Behind | None:
         """The request that computes the prompt; what of it need not be computed then."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from neustream.backends.transformers.defaults import Defaults
+from neustream.backends.transformers.facts import told_positions
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.sight import Sight
@@ -29,7 +30,8 @@ class Room:
         name: of the model.
         limit: tokens of prompt and outputs, at most: what the model and the pool's memory hold.
         length: what the model holds.
-        positions: that the model has; where an encoder reads the prompt, for prompt and outputs each.
+        positions: that the model has; where an encoder reads the prompt, for outputs.
+        read: that an encoder has for the prompt; None: there is none, or it has as many as one likes.
         begins: tokens that outputs begin with where an encoder reads the prompt; None: they go on from the prompt.
         defaults: what requests get that do not say how long they may be.
     """
@@ -38,15 +40,14 @@ class Room:
     limit: int
     length: int
     positions: int | None
+    read: int | None
     begins: int | None
     defaults: Defaults
 
     @property
     def reads(self) -> int:
         """Tokens of a prompt, at most: an output has room behind it."""
-        if self.begins is None or self.positions is None:
-            return self.limit - 1
-        return min(self.limit - 1, self.positions)
+        return self.limit - 1 if self.read is None else min(self.limit - 1, self.read)
 
     def writes(self, prompt: int) -> int:
         """Outputs behind a prompt of so many tokens, at most; 0 or fewer: there is no room."""
@@ -65,7 +66,7 @@ class Room:
         if self.positions == self.limit:
             return f"{self.name} has {self.limit} positions"
         if self.begins is not None and self.positions is not None:
-            return f"{self.name} has {self.positions} positions for each, and max_len is {self.limit}"
+            return f"{self.name} has {told_positions(self.positions, self.read)}, and max_len is {self.limit}"
         return f"max_len is {self.limit}"
 
 
