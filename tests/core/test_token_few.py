@@ -101,3 +101,24 @@ def test_late_ones_cost_something_where_steps_get_longer_than_the_pace(late, cos
     plan.promised = [job for job in plan.alive if job not in others]
     assert Few(plan).costs(others) == cost
     assert not Few(plan).costs([])
+
+
+@pytest.mark.parametrize(("share", "chance"), [(1.1, 1.0), (1.0, 0.5), (0.9, 0.0)])
+def test_the_last_output_is_in_time_half_of_the_time_where_it_is_due_just_then(share, chance):
+    """99 outputs are left, nobody ends earlier; `share` of the time that they take."""
+    scheduler = scheduler_with([ask("r", total=share * 99 * 0.01)])
+    few = Few(kept(scheduler, 0.0))
+    few.__dict__["_left"] = [1.0] * 101
+    [job] = few._plan.model.decodes
+    assert few.chance(job, 0.0, 0.01) == pytest.approx(chance)
+
+
+def test_prompts_of_those_who_come_make_an_end_later_and_no_pace():
+    waiting = [ask(f"w{at}", arrival=0.01 * at, total=9.0) for at in range(5)]
+    running = [ask("end", total=0.5), ask("pace", first=0.06, step=0.01)]
+    few = Few(kept(scheduler_with(running, waiting, 0.05, ends=[*range(2, 60, 3)] * 5), 0.05))
+    assert few._prompt_s > 0
+    end, pace = few._plan.model.decodes
+    before = few.chance(end, 0.06, 0.02), few.chance(pace, 0.06, 0.02)
+    few.__dict__["_prompt_s"] = 0.02
+    assert few.chance(end, 0.06, 0.02) < before[0] and few.chance(pace, 0.06, 0.02) == before[1]

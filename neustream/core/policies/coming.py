@@ -2,7 +2,9 @@
 
 A load that only shrinks lets those look in time who keep pace only beside fewer. They were taken
 in, each newcomer with more time cost them some of their chance, and most of them were late in the
-end, after all that they had taken. Where several models share a device the places are the others'
+end, after all that they had taken. Their prompts, two to five percent of all steps, count where an
+end was promised: they all come before it. A pace is kept from step to step, by taking in nobody
+whose prompt would break it. Where several models share a device the places are the others'
 too, and nobody is expected to come.
 """
 
@@ -17,8 +19,29 @@ from numpy.typing import NDArray
 from neustream.core.lengths import Lengths
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.policies.recent_prompts import arriving
+from neustream.core.steps import Step
 
 Floats = NDArray[np.float64]
+
+
+def in_prompts(model: ModelQueues, lengths: Lengths, most: float, decodes: Step) -> float:
+    """Seconds by which the prompts of those who come make a step of `decodes` longer, about.
+
+    In each step as many come as end, and no more than there are. 0 where too few came to tell.
+    `most`: outputs up to which lengths are guessed.
+    """
+    rate, size = arriving(model.view, f"{model.label}.prefill")
+    if not rate:
+        return 0.0
+    [outputs], _ = lengths.joined(np.array([most]), most)
+    each_step = rate * model.seconds(decodes) / model.view.pool.workers  # its share of them
+    number = min(decodes.decodes / max(float(outputs), 1.0), each_step)
+    count = min(max(round(number), 1), model.seats)
+    beside = min(decodes.decodes, model.seats - count)
+    context = decodes.context * beside / decodes.decodes
+    together = model.seconds(Step(count, count * size, count * size * size, beside, context))
+    alone = model.seconds(Step(decodes=beside, context=context)) if beside else 0.0
+    return number * max(together - alone, 0.0) / count
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +54,30 @@ class Coming:
     Attributes:
         count: how many, if all who come are taken in [points].
         tokens: what each of them reads by then [points].
+        prompt_s: seconds by which their prompts make each step longer.
     """
 
     count: Floats
     tokens: Floats
+    prompt_s: float = 0.0
 
     @classmethod
     def to(
-        cls, model: ModelQueues, lengths: Lengths, points: Floats, most: float, step: float
+        cls, model: ModelQueues, lengths: Lengths, points: Floats, most: float, decodes: Step
     ) -> Coming | None:
         """Those that come to a model, by the latest requests; None where too few came to tell.
 
         Args:
-            points: steps from now; each takes `step` seconds.
+            points: steps from now; each takes as long as the `decodes` of all that run.
             most: outputs up to which lengths are guessed.
         """
         rate, prompt = arriving(model.view, f"{model.label}.prefill")
         if not rate:
             return None
-        each = rate * step / model.view.pool.workers  # a worker has its share of them
+        each = rate * model.seconds(decodes) / model.view.pool.workers  # a worker has its share
         there, outputs = lengths.joined(points, most)
-        return cls(each * there, np.maximum(prompt, 1.0) + outputs / np.maximum(there, 1.0))
+        tokens = np.maximum(prompt, 1.0) + outputs / np.maximum(there, 1.0)
+        return cls(each * there, tokens, in_prompts(model, lengths, most, decodes))
 
     def beside(
         self, count: Floats, context: Floats, kept: Floats, units: float

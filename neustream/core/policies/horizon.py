@@ -28,6 +28,9 @@ Floats = NDArray[np.float64]
 POINTS = np.array([0.0, 4.0, 12.0, 28.0, 60.0, 124.0, 252.0, 508.0, 1020.0])
 FOREVER = 1e9
 """Seconds that those have who were promised nothing."""
+SPREAD = 0.08
+"""Share by which the steps that are made in a time may be more or fewer than expected. Where many
+end at their maximum, a plan that has it come in the last moment holds nobody else back for all."""
 AGAIN = 1.1
 """Time that steps take where memory is short, times: prompts of who lost theirs are read again."""
 
@@ -108,13 +111,18 @@ class Limits:
         return Limits(time, self.made, self.most, self.curve, self.points)
 
     def left(self, jobs: NDArray[np.int64], steps: Floats) -> Floats:
-        """The chance of each of `jobs` to go on for `steps` [..., jobs] from now."""
+        """The chance of each of `jobs` to go on for `steps` [..., jobs] from now.
+
+        One that just comes to its maximum in them is over half of the time (`SPREAD`).
+        """
         made = self.made.take(jobs)
         now = self.curve.take(made.astype(np.int64), mode="clip")
         left = self.curve.take((made + steps).astype(np.int64), mode="clip")
         left /= np.maximum(now, TINY)
         np.minimum(left, 1.0, out=left)
-        np.putmask(left, steps >= self.most.take(jobs), 0.0)
+        share = steps / self.most.take(jobs)
+        if share.max(initial=0.0) > 1 - SPREAD:
+            left *= np.clip(0.5 + (1 - share) / (2 * SPREAD), 0.0, 1.0)
         return left
 
 
@@ -235,7 +243,8 @@ class Horizon:
         return Rows.of(needs, Limits(time, outputs, most[:, 0], curve, self.points))
 
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
-        """Seconds until the next output but `steps` of each is due."""
+        """Seconds until the next output but `steps` of each is due, less those that prompts of
+        others take until a promised end."""
         now = self.model.view.now
         dates = np.array([[job.due_next for job in jobs], [job.leg_latest for job in jobs]]) - now
         slack, total = np.minimum(dates, FOREVER)
@@ -243,7 +252,8 @@ class Horizon:
         time: Floats = pace[:, None] * steps
         time += slack[:, None]
         if total.min() < FOREVER:
-            np.minimum(time, total[:, None], out=time)
+            prompt_s = 0.0 if self.coming is None else self.coming.prompt_s
+            np.minimum(time, total[:, None] - prompt_s * (steps + 1), out=time)
         else:
             np.minimum(time, FOREVER, out=time)
         return self.before.each_left(time)

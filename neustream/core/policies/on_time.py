@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from neustream.core.job import Job
 from neustream.core.policies.coming import Coming
-from neustream.core.policies.horizon import Floats, Horizon, Limits
+from neustream.core.policies.horizon import SPREAD, Floats, Horizon, Limits
 from neustream.core.policies.model_queues import ModelQueues
+from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 LOOK = np.array(
@@ -40,22 +41,22 @@ def expectations(
     units: float,
     block: int,
     paces: Floats | None = None,
-    step: float = 0.0,
+    decodes: Step | None = None,
 ) -> Horizon:
     """What generations of at most `most` outputs should need of the device.
 
     `paces`: seconds until the next output of each is due, and from each to the one after it
     [jobs, 2]; None where they do not matter, as all find memory.
-    `step`: seconds of a decode of all that run; others come in place of those who end. 0: nobody.
+    `decodes`: a step of all that run; others come in place of those who end. None: nobody.
     """
-    points = LOOK[: int(np.searchsorted(LOOK, most)) + 1]
+    points = LOOK[: int(np.searchsorted(LOOK, (1 + SPREAD) * most)) + 1]
     first = None if paces is None else (paces[:, :1] + paces[:, 1:] * points).min(0)
     horizon = Horizon(
         model, points, margin=margin, units=units, block=block, most=most, first=first
     )
     horizon.before = model.view.reserved
-    if step:
-        horizon.coming = Coming.to(model, horizon.lengths, points, most, step)
+    if decodes is not None:
+        horizon.coming = Coming.to(model, horizon.lengths, points, most, decodes)
     return horizon
 
 

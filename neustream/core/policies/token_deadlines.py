@@ -29,6 +29,7 @@ class TokenDeadlines:
        that were promised their end alone are kept longer: no output of theirs is due.
     2. Each of the others has a *chance* to be on time: that of ending, by how long generations have
        been getting, before the steps ahead take longer than the time that it has (`on_time.py`).
+       Whose maximum would come just in time has half of that: steps are known to a twelfth.
        As long as requests come, others take the places of those that end (`coming.py`). Few are
        weighed as if steps went on to take what they take now (`token_few.py`).
        A waiting prompt is taken in if the expected number on time, by weight, rises by two

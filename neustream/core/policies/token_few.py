@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
 from neustream.core.lengths import TINY, Lengths
+from neustream.core.policies.coming import in_prompts
+from neustream.core.policies.horizon import SPREAD
 from neustream.core.policies.model_queues import at_decode
 from neustream.core.policies.on_time import DOOMED, HARM
 from neustream.core.policies.recent_prompts import typical
@@ -45,13 +47,21 @@ class Few:
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
         self._label = f"{plan.model.label}.decode"
+        self._lengths = plan.view.lengths.get(plan.model.label) or Lengths()
 
     @cached_property
     def _left(self) -> list[float]:
         """The share of generations that reach each number of outputs, then constant."""
-        lengths = self._plan.view.lengths.get(self._plan.model.label) or Lengths()
-        left: list[float] = lengths.curve(self._plan.most()).tolist()
+        left: list[float] = self._lengths.curve(self._plan.most()).tolist()
         return left
+
+    @cached_property
+    def _prompt_s(self) -> float:
+        """Seconds by which prompts of those who come make a step longer."""
+        plan, decodes = self._plan, self._plan.followed()
+        if decodes is None:
+            return 0.0
+        return in_prompts(plan.model, self._lengths, plan.most(), decodes)
 
     def hopeful(self) -> bool:
         """Whether each of those that run has some chance for certain: nobody is doomed.
@@ -110,10 +120,12 @@ class Few:
         pace = job.slo.step
         steps = (job.due_next - over) / (step - pace) if pace < step else math.inf
         if job.leg_latest < math.inf:
-            steps = min(steps, (job.leg_latest - over) / step)
-        if steps >= job.calls_here(self._label):
+            steps = min(steps, (job.leg_latest - over) / (step + self._prompt_s))
+        most = max(job.calls_here(self._label), 1)
+        if steps >= (1 + SPREAD) * most:
             return 1.0
         left, made = self._left, job.call_outputs
         last = len(left) - 1
         going = left[min(int(made + max(steps, 0.0)), last)]
-        return 1.0 - min(going / max(left[min(made, last)], TINY), 1.0)
+        unsure = min(0.5 + (most - steps) / (2 * SPREAD * most), 1.0)
+        return 1.0 - unsure * min(going / max(left[min(made, last)], TINY), 1.0)

@@ -144,7 +144,7 @@ class StepPlan:
             units=math.inf if memory is None else memory.capacity * self.rule.memory,
             block=0 if memory is None else memory.block_size,
             paces=self._paces(most),
-            step=self._followed(),
+            decodes=self.followed(),
         )
         return Outlook(horizon, self.promised, self.sizes)
 
@@ -160,14 +160,17 @@ class StepPlan:
             self.promised = self.outlook.jobs
             self._count()
 
-    def _followed(self) -> float:
-        """Seconds of a decode of all that are alive, if others come in place of those who end.
+    def followed(self) -> Step | None:
+        """A decode of all that are alive, if others come in place of those who end.
 
-        0 where the pool has stages of other models: the places of those who end are theirs too.
+        None where nobody decodes, or the pool has stages of other models: the places of those who
+        end are theirs too.
         """
         label = self.model.label
         own = {f"{label}.prefill", f"{label}.decode"}
-        return self.together if own.issuperset(self.view.pool.stages) else 0.0
+        if not self.alive or not own.issuperset(self.view.pool.stages):
+            return None
+        return Step(decodes=len(self.alive), context=self.context)
 
     def _paces(self, most: int) -> Floats | None:
         """Seconds until the next output of each who was promised a pace is due, and from each to
