@@ -161,13 +161,9 @@ class StepPlan:
             self._count()
 
     def followed(self) -> Step | None:
-        """A decode of all that are alive, if others come in place of those who end.
-
-        None where nobody decodes, or the pool has stages of other models: the places of those who
-        end are theirs too.
-        """
-        label = self.model.label
-        own = {f"{label}.prefill", f"{label}.decode"}
+        """A decode of all that are alive, if others come in place of those who end; None if nobody
+        decodes, or the pool has other models: the places are theirs too."""
+        own = {f"{self.model.label}.prefill", f"{self.model.label}.decode"}
         if not self.alive or not own.issuperset(self.view.pool.stages):
             return None
         return Step(decodes=len(self.alive), context=self.context)
