@@ -49,8 +49,10 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
     slo, age = order.slo, now - arrival
     walk = Walk(Request(order.id, graph, max(arrival, 0.0), slo, order.params))
     planned: dict[str, int] = {}
+    alone_s = 0.0
     for stage, calls in walk.ahead():
         planned[stage.name] = planned.get(stage.name, 0) + calls
+        alone_s += calls * drive.scheduler.times.alone(stage, stage.size_of(walk.job))
     for update in order.made:
         if walk.stage is None:
             break
@@ -77,7 +79,7 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
         late=False,
         computed=0.0,
         started_ago=0.0,
-        alone_s=0.0,
+        alone_s=alone_s,
         planned_calls=planned,
         skipped=0,
         kept=0.0,

@@ -125,6 +125,13 @@ def test_a_request_that_waits_for_its_old_term_can_be_cancelled_or_freed():
         assert not bench.jobs
 
 
+def test_a_request_that_goes_on_behind_its_outputs_takes_alone_what_it_took_from_its_start():
+    """`neustream` divides by it."""
+    bench = Bench()
+    bench.do(begin("new"), begin("on", made=({},)))
+    assert bench.jobs["on"].alone_s == pytest.approx(bench.jobs["new"].alone_s) and bench.jobs["on"].alone_s > 0
+
+
 def test_a_held_request_is_given_as_a_copy_and_kept_until_it_is_freed():
     bench = Bench()
     bench.do(begin())
