@@ -30,12 +30,13 @@ def test_a_chance_is_that_of_ending_before_the_time_is_used_up():
     assert chances(rows, halfway)[0] == pytest.approx(0.15)
 
 
-def test_a_chance_is_of_those_that_came_as_far_and_sure_by_the_maximum():
+def test_a_chance_is_of_those_that_came_as_far_and_sure_well_beyond_the_maximum():
     halfway = np.array([0.5, 1.0, 4.0])  # 15 steps
     time = [[1, 2, 3]]
     assert chances(rows_of(time, [0, 10, 20], made=50), halfway) == pytest.approx([1 - 0.35 / 0.5])
-    assert chances(rows_of(time, [0, 10, 20], most=16), halfway) == pytest.approx([0.15])
-    assert chances(rows_of(time, [0, 10, 20], most=15), halfway) == pytest.approx([1.0])
+    assert chances(rows_of(time, [0, 10, 20], most=17), halfway) == pytest.approx([0.15])
+    assert chances(rows_of(time, [0, 10, 20], most=15), halfway) == pytest.approx([1 - 0.85 / 2])
+    assert chances(rows_of(time, [0, 10, 20], most=13), halfway) == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize(("time", "chance"), [(4.0, 0.0), (6.0, 1.0)])
